@@ -1,0 +1,40 @@
+# make demo: five models from text to a served answer.   make test: format, lint, types and all tests.
+# Everything lives in .venv at the root of the checkout; nothing is installed elsewhere.
+
+PYTHON ?= python3
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+RUN := .venv/bin/python
+
+.PHONY: demo test lint lock clean
+.DEFAULT_GOAL := test
+
+demo: .venv/installed
+	$(RUN) demo.py $(if $(KEEP),--keep)
+
+test: lint
+	$(RUN) -m pytest
+	KERAS_BACKEND=jax $(RUN) -m pytest tests/keras_seq
+
+lint: .venv/installed
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+# Wheels for TensorFlow 2.21 exist for these Pythons only. PYTHON=... names another interpreter.
+.venv/installed: setup.cfg pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "error: keras_seq needs Python 3.11 to 3.13, got %d.%d from PYTHON=$(PYTHON)." % v)'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch .venv/installed
+
+# Anew from the ranges in setup.cfg.
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[test,benchmarks]'
+	.venv-lock/bin/python -m pip freeze --exclude keras-seq > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv .demo build *.egg-info
