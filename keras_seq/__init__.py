@@ -1,0 +1,68 @@
+"""Sequence models in Keras, from text to a served answer.
+
+A letter per axis, as a suffix on local names: b batch, t asking positions, s asked positions, d model, h heads,
+c channels of a head, v vocabulary; in places also e embedding, u units, g gates, p masked positions, n new tokens,
+w beams, k candidates, r rows (b * w).
+"""
+
+from keras_seq.attention import AdditiveScore, DotScore, GeneralScore, MultiHeadAttention, attend
+from keras_seq.blocks import DecoderBlock, EncoderBlock, FeedForward, Residual
+from keras_seq.embeddings import TokenEmbedding
+from keras_seq.generation import BeamSampler, GreedySampler, RandomSampler, generate
+from keras_seq.heads import ClassificationHead, MaskedLMHead
+from keras_seq.losses import TokenCrossentropy, TokenPerplexity, token_accuracy
+from keras_seq.models.bert import BERT, BERTClassifier, BERTForPreTraining
+from keras_seq.models.gpt import GPT
+from keras_seq.models.seq2seq import AttentionSeq2Seq, Seq2Seq
+from keras_seq.models.transformer import Transformer
+from keras_seq.positions import PositionEmbedding, SinePositionEncoding
+from keras_seq.recurrent import GRUCell, LSTMCell, RecurrentDecoder, RecurrentEncoder
+from keras_seq.text import (
+    BytePairTokenizer,
+    CharacterTokenizer,
+    WordPieceTokenizer,
+    WordTokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+__all__ = [
+    "BERT",
+    "GPT",
+    "AdditiveScore",
+    "AttentionSeq2Seq",
+    "BERTClassifier",
+    "BERTForPreTraining",
+    "BeamSampler",
+    "BytePairTokenizer",
+    "CharacterTokenizer",
+    "ClassificationHead",
+    "DecoderBlock",
+    "DotScore",
+    "EncoderBlock",
+    "FeedForward",
+    "GRUCell",
+    "GeneralScore",
+    "GreedySampler",
+    "LSTMCell",
+    "MaskedLMHead",
+    "MultiHeadAttention",
+    "PositionEmbedding",
+    "RandomSampler",
+    "RecurrentDecoder",
+    "RecurrentEncoder",
+    "Residual",
+    "Seq2Seq",
+    "SinePositionEncoding",
+    "TokenCrossentropy",
+    "TokenEmbedding",
+    "TokenPerplexity",
+    "Transformer",
+    "WordPieceTokenizer",
+    "WordTokenizer",
+    "attend",
+    "generate",
+    "load_tokenizer",
+    "token_accuracy",
+    "train_tokenizer",
+]

@@ -1,0 +1,126 @@
+"""What keras.ops lacks, once per backend: a scan whose outputs differ from its state, writing into a cache, one stream
+of random numbers a row, and a compiled function over a model's current weights.
+"""
+
+import keras
+from keras import ops
+
+BACKEND = keras.backend.backend()
+if BACKEND not in ("tensorflow", "jax"):
+    raise ImportError(f"keras_seq needs KERAS_BACKEND in ('tensorflow', 'jax'), got {BACKEND!r}.")
+
+
+def scan(step, state, inputs, num_outputs, reverse=False):
+    """Runs `step(state, input_t) -> (state, outputs_t)` along the first axis of every leaf of `inputs`.
+
+    `keras.ops.scan` on TensorFlow demands outputs shaped as the state, so it cannot carry one thing and collect
+    another.
+
+    Args:
+        step: a function; `outputs_t` is a tuple of `num_outputs` tensors of the state's dtype.
+        state: a nest of tensors.
+        inputs: a nest of tensors (t, ...).
+        num_outputs: how many outputs a step gives.
+        reverse: from the last input to the first; outputs stay at the place of their input.
+
+    Returns:
+        The final state, and the outputs stacked: a tuple of tensors (t, ...).
+    """
+    if BACKEND == "jax":
+        import jax
+
+        return jax.lax.scan(step, state, inputs, reverse=reverse)
+    import tensorflow as tf
+
+    length = tf.shape(tf.nest.flatten(inputs)[0])[0]
+    inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
+    arrays = tf.nest.map_structure(
+        lambda x: tf.TensorArray(x.dtype, size=length, element_shape=x.shape[1:]).unstack(x), inputs
+    )
+    dtype = tf.nest.flatten(state)[0].dtype
+    collected = tuple(tf.TensorArray(dtype, size=length) for _ in range(num_outputs))
+
+    def body(index, state, collected):
+        state, outputs = step(state, tf.nest.map_structure(lambda array: array.read(index), arrays))
+        collected = tuple(array.write(index, output) for array, output in zip(collected, outputs))
+        return (index - 1 if reverse else index + 1), state, collected
+
+    _, state, collected = tf.while_loop(
+        lambda index, *_: index >= 0 if reverse else index < length,
+        body,
+        (length - 1 if reverse else tf.constant(0), state, collected),
+    )
+    return state, tuple(array.stack() for array in collected)
+
+
+def write_at(cache_bhsc, position_b, new_bh1c):
+    """The cache with one place a row replaced.
+
+    `keras.ops.slice_update` cannot be used: on TensorFlow it is an XLA operation, which TensorFlow Serving refuses.
+
+    Args:
+        cache_bhsc: (b, h, s, c).
+        position_b: (b,) int32, the place to write in each row.
+        new_bh1c: (b, h, 1, c).
+    """
+    here_bs = ops.arange(ops.shape(cache_bhsc)[2])[None, :] == position_b[:, None]
+    return ops.where(here_bs[:, None, :, None], new_bh1c, cache_bhsc)
+
+
+def fit_length(x_bhtc, length):
+    """Cuts or pads the third axis to `length` places; what stands in a padded place is of no meaning (but finite).
+
+    Args:
+        x_bhtc: (b, h, t, c), t >= 1.
+        length: Python int or scalar tensor.
+    """
+    places_s = ops.minimum(ops.arange(length), ops.shape(x_bhtc)[2] - 1)
+    return ops.take(x_bhtc, places_s, axis=2)
+
+
+def uniform_rows(seeds_b, count):
+    """One stream of random numbers a row, fixed by the row's seed alone, so that companions change nothing.
+
+    The backends draw different numbers from the same seed.
+
+    Args:
+        seeds_b: (b,) integers.
+        count: numbers a row, a Python int.
+
+    Returns:
+        (b, count) float32 in [0, 1).
+    """
+    if BACKEND == "jax":
+        import jax
+
+        return jax.vmap(lambda seed: jax.random.uniform(jax.random.key(seed), (count,)))(seeds_b)
+    import tensorflow as tf
+
+    def draw(seed):
+        return tf.random.stateless_uniform([count], tf.stack([seed, tf.zeros_like(seed)]))
+
+    return tf.map_fn(draw, tf.cast(seeds_b, "int64"), fn_output_signature=tf.TensorSpec([count], "float32"))
+
+
+def compiled(function, model):
+    """`function(*arguments)` traced once per shape of its arguments, reading the model's weights anew at each call.
+
+    Args:
+        function: of nests of tensors, calling `model` or its layers.
+        model: a built `keras.Model`.
+    """
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False)
+    import jax
+
+    variables = list(model.variables)
+
+    # Without this, jit would freeze the weights of its first call into the program.
+    def stateless(values, *arguments):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values))):
+            return function(*arguments)
+
+    jitted = jax.jit(stateless)
+    return lambda *arguments: jitted([variable.value for variable in variables], *arguments)

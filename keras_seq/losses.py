@@ -1,0 +1,68 @@
+"""Losses and metrics that count real tokens only: Keras multiplies by the sample weights, these also divide by them."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class TokenCrossentropy(keras.losses.Loss):
+    """Mean negative log-probability of the true ids, in nats per token whose sample weight is not 0.
+
+    With label smoothing the target is 1 - eps on the true id plus eps spread over the vocabulary (Szegedy et al. 2016,
+    section 7; Vaswani et al. 2017, section 5.4), computed without one-hot targets.
+
+    Shapes:
+        y_true (b, t) int, y_pred logits (b, t, v), sample_weight (b, t) -> scalar.
+
+    Args:
+        label_smoothing: eps in [0, 1).
+
+    Raises:
+        ValueError: label_smoothing outside [0, 1).
+    """
+
+    def __init__(self, label_smoothing=0.0, name="token_crossentropy", **kwargs):
+        super().__init__(name=name, **{"reduction": "mean_with_sample_weight", **kwargs})
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"TokenCrossentropy needs 0 <= label_smoothing < 1, got {label_smoothing!r}.")
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true, y_pred):
+        y_pred = ops.cast(y_pred, "float32")
+        nll_bt = keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+        if not self.label_smoothing:
+            return nll_bt
+        # Cross-entropy against the uniform distribution: logsumexp - mean.
+        uniform_bt = ops.logsumexp(y_pred, axis=-1) - ops.mean(y_pred, axis=-1)
+        return (1 - self.label_smoothing) * nll_bt + self.label_smoothing * uniform_bt
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class TokenPerplexity(keras.metrics.Mean):
+    """exp of the mean negative log-probability over all real tokens seen since the last reset.
+
+    Shapes:
+        y_true (b, t) int, y_pred logits (b, t, v), sample_weight (b, t) -> scalar.
+
+    Args:
+        name: of the metric.
+    """
+
+    def __init__(self, name="perplexity", **kwargs):
+        super().__init__(name=name, **kwargs)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        y_pred = ops.cast(y_pred, "float32")
+        nll_bt = keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+        super().update_state(nll_bt, sample_weight)
+
+    def result(self):
+        return ops.exp(super().result())
+
+
+def token_accuracy(name="accuracy"):
+    """Share of real tokens whose likeliest id is the true one; give it to `compile(weighted_metrics=...)`."""
+    return keras.metrics.SparseCategoricalAccuracy(name=name)

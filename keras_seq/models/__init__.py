@@ -1,0 +1,1 @@
+"""Five architectures: layers, then graph, then doors."""

@@ -1,0 +1,183 @@
+"""The encoder alone, what it is pre-trained with, and what it is fine-tuned with."""
+
+import keras
+
+from keras_seq import masks
+from keras_seq.blocks import EncoderBlock
+from keras_seq.embeddings import TokenEmbedding
+from keras_seq.heads import ClassificationHead, MaskedLMHead
+from keras_seq.positions import PositionEmbedding
+from keras_seq.sequence_model import SequenceModel, mean_over_heads, token_inputs
+
+INPUTS = ("token_ids", "segment_ids", "padding_mask")
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class BERT(SequenceModel):
+    """The Transformer's encoder alone: every position sees every real position.
+
+    Devlin et al. 2019, section 3.
+
+    Shapes:
+        token_ids, segment_ids, padding_mask (b, t)
+        -> dict: sequence_output (b, t, d); pooled_output (b, d), a dense tanh of the first position.
+
+    Masks: 1 or True = real, padding on the right.
+
+    Args:
+        vocabulary_size: v.
+        num_layers: blocks.
+        num_heads: heads of each attention.
+        hidden_dim: d, a multiple of num_heads.
+        intermediate_dim: units of the feed-forward networks.
+        dropout: on embeddings, attention weights and sublayer outputs.
+        max_sequence_length: greatest number of positions.
+        num_segments: kinds of segment ids.
+
+    Raises:
+        ValueError: sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size,
+        num_layers,
+        num_heads,
+        hidden_dim,
+        intermediate_dim,
+        dropout=0.1,
+        max_sequence_length=512,
+        num_segments=2,
+        **kwargs,
+    ):
+        self.vocabulary_size = vocabulary_size
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.intermediate_dim = intermediate_dim
+        self.dropout = dropout
+        self.max_sequence_length = max_sequence_length
+        self.num_segments = num_segments
+        # === Layers ===
+        dtype = keras.dtype_policies.get(kwargs.get("dtype"))
+
+        def normal():
+            return keras.initializers.RandomNormal(stddev=0.02)
+
+        def table(size, name):
+            return TokenEmbedding(size, hidden_dim, initializer=normal(), dtype=dtype, name=name)
+
+        self.token_embedding = table(vocabulary_size, "token_embedding")
+        self.segment_embedding = table(num_segments, "segment_embedding")
+        self.position_embedding = PositionEmbedding(
+            max_sequence_length, hidden_dim, initializer=normal(), dtype=dtype, name="position_embedding"
+        )
+        self.embedding_norm = keras.layers.LayerNormalization(epsilon=1e-12, dtype=dtype, name="embedding_norm")
+        self.embedding_dropout = keras.layers.Dropout(dropout, dtype=dtype, name="embedding_dropout")
+        self.blocks = [
+            EncoderBlock(
+                num_heads,
+                intermediate_dim,
+                dropout=dropout,
+                activation="gelu",
+                layer_norm_epsilon=1e-12,
+                kernel_initializer=normal(),
+                dtype=dtype,
+                name=f"block_{i}",
+            )
+            for i in range(num_layers)
+        ]
+        self.pooler = keras.layers.Dense(hidden_dim, "tanh", kernel_initializer=normal(), dtype=dtype, name="pooler")
+        # === Graph ===
+        inputs = token_inputs(*INPUTS)
+        x = self.token_embedding(inputs["token_ids"]) + self.segment_embedding(inputs["segment_ids"])
+        x = x + self.position_embedding(masks.places(inputs["token_ids"]))
+        x = self.embedding_dropout(self.embedding_norm(x))
+        for block in self.blocks:
+            x, weights = block(x, allowed=masks.real(inputs["padding_mask"]))
+        outputs = {"sequence_output": x, "pooled_output": self.pooler(x[:, 0])}
+        super().__init__(inputs, outputs, x, mean_over_heads(weights), **kwargs)
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class BERTForPreTraining(SequenceModel):
+    """BERT with its two pre-training heads: masked LM and next sentence.
+
+    Devlin et al. 2019, section 3.1.
+
+    Shapes:
+        token_ids, segment_ids, padding_mask (b, t), mask_positions (b, p) int32
+        -> dict: masked_lm (b, p, v) logits float32; next_sentence (b, 2) logits float32, class 1: it follows.
+
+    Masks: 1 or True = real, padding on the right; of (b, p) the loss counts what its sample weights tell.
+
+    Args:
+        backbone: a BERT; its weights are shared, not copied.
+
+    Raises:
+        ValueError: backbone is not a BERT.
+    """
+
+    def __init__(self, backbone, **kwargs):
+        self.backbone = _backbone(backbone, "BERTForPreTraining")
+        dtype = self.backbone.dtype_policy
+        self.masked_lm_head = MaskedLMHead(self.backbone.token_embedding, dtype=dtype, name="masked_lm")
+        self.next_sentence_head = ClassificationHead(2, dtype=dtype, name="next_sentence")
+        inputs = token_inputs(*INPUTS, "mask_positions")
+        encoded = self.backbone({name: inputs[name] for name in INPUTS})
+        outputs = {
+            "masked_lm": self.masked_lm_head(encoded["sequence_output"], inputs["mask_positions"]),
+            "next_sentence": self.next_sentence_head(encoded["pooled_output"]),
+        }
+        kwargs["dtype"] = dtype
+        super().__init__(inputs, outputs, None, None, **kwargs)
+
+    @property
+    def attention_model(self):
+        """The backbone's."""
+        return self.backbone.attention_model
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class BERTClassifier(SequenceModel):
+    """BERT with a classification head, for fine-tuning.
+
+    Devlin et al. 2019, section 4.1.
+
+    Shapes:
+        token_ids, segment_ids, padding_mask (b, t) -> logits (b, num_classes) float32.
+
+    Masks: 1 or True = real, padding on the right.
+
+    Args:
+        backbone: a BERT; its weights are shared, not copied.
+        num_classes: number of classes.
+        dropout: share of the pooled output dropped in training.
+
+    Raises:
+        ValueError: backbone is not a BERT, or num_classes < 2.
+    """
+
+    def __init__(self, backbone, num_classes, dropout=0.1, **kwargs):
+        self.backbone = _backbone(backbone, "BERTClassifier")
+        self.num_classes = num_classes
+        self.dropout = dropout
+        dtype = self.backbone.dtype_policy
+        self.classification_head = ClassificationHead(num_classes, dropout, dtype=dtype, name="classes")
+        inputs = token_inputs(*INPUTS)
+        logits = self.classification_head(self.backbone(inputs)["pooled_output"])
+        kwargs["dtype"] = dtype
+        super().__init__(inputs, logits, None, None, **kwargs)
+
+    @property
+    def attention_model(self):
+        """The backbone's."""
+        return self.backbone.attention_model
+
+
+def _backbone(backbone, name):
+    if isinstance(backbone, dict):
+        backbone = keras.saving.deserialize_keras_object(backbone)
+    if not isinstance(backbone, BERT):
+        raise ValueError(f"{name} needs a BERT as backbone, got {type(backbone).__name__}.")
+    return backbone

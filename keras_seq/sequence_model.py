@@ -1,0 +1,107 @@
+"""What the five models share: the constructor is the configuration, and the views of one graph."""
+
+import inspect
+
+import keras
+from keras import ops
+
+from keras_seq import generation
+
+
+def token_inputs(*names):
+    """Symbolic inputs of any batch and length: ids int32, masks bool (int masks are cast by Keras)."""
+    return {
+        name: keras.Input((None,), dtype="bool" if name.endswith("padding_mask") else "int32", name=name)
+        for name in names
+    }
+
+
+def mean_over_heads(weights_bhts):
+    """(b, h, t, s) -> (b, t, s) float32."""
+    return ops.mean(ops.cast(weights_bhts, "float32"), axis=1)
+
+
+def check_length(model, length, limit):
+    """A door keeps no more positions than the model has."""
+    if isinstance(length, int) and length > limit:
+        name = type(model).__name__
+        raise ValueError(
+            f"{name} has max_sequence_length={limit} positions, prompt included, got a request for length={length}."
+        )
+
+
+class SequenceModel(keras.Model):
+    """A functional `keras.Model` whose constructor arguments are its attributes and its configuration; abstract.
+
+    Args:
+        inputs: dict of symbolic inputs.
+        outputs: what the model returns.
+        hidden: the symbolic hidden states (b, t, d) before the logits, or None.
+        attention: the symbolic attention weights (b, t, s) of the last layer, averaged over heads.
+        **kwargs: `name`, `trainable`, `dtype`.
+    """
+
+    def __init__(self, inputs, outputs, hidden, attention, dtype=None, **kwargs):
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+        self.dtype_policy = keras.dtype_policies.get(dtype)
+        self._views = (hidden, attention)
+
+    def __call__(self, inputs, *args, **kwargs):
+        # Keras refuses NumPy ids beside a tensor as mask in one call: converted here, at the door.
+        if isinstance(inputs, dict) and not any(isinstance(one, keras.KerasTensor) for one in inputs.values()):
+            inputs = {name: ops.convert_to_tensor(one) for name, one in inputs.items()}
+        return super().__call__(inputs, *args, **kwargs)
+
+    @property
+    def attention_model(self):
+        """The same graph up to the attention weights of the last layer, averaged over heads: (b, t, s) float32."""
+        return keras.Model(self.input, self._views[1], name=f"{self.name}_attention")
+
+    def get_config(self):
+        names = [name for name in inspect.signature(type(self).__init__).parameters if name not in ("self", "kwargs")]
+        values = {name: getattr(self, name) for name in names}
+        values = {
+            name: keras.saving.serialize_keras_object(value) if isinstance(value, keras.layers.Layer) else value
+            for name, value in values.items()
+        }
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
+        return {**values, "name": self.name, "trainable": self.trainable, "dtype": policy}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+class GenerativeModel(SequenceModel):
+    """A model with two doors more over the same layers, `start` and `step`; abstract."""
+
+    def start(self, inputs, length):
+        """Reads the source or the prompt; the state before the first `step`.
+
+        Args:
+            inputs: the model's inputs without the decoder's. A prompt is padded on the right.
+            length: Python int (or, in a graph, a scalar tensor): positions to keep, the prompt's included.
+
+        Returns:
+            A nest of tensors with b first. What lies under "memory" is the same at every step.
+
+        Raises:
+            ValueError: `length` exceeds the model's positions.
+        """
+        raise NotImplementedError
+
+    def step(self, token_ids, state):
+        """Feeds one token a row.
+
+        Args:
+            token_ids: (b,) int32; for GPT first the last token of the prompt.
+            state: from `start` or the step before.
+
+        Returns:
+            logits (b, v) float32, state, attention (b, s) float32.
+        """
+        raise NotImplementedError
+
+    def generate(self, inputs, max_new_tokens, end_token_id, start_token_id=None, sampler=None):
+        """`keras_seq.generate` with this model."""
+        return generation.generate(self, inputs, max_new_tokens, end_token_id, start_token_id, sampler)
