@@ -1,0 +1,76 @@
+"""The command line: list, fit, evaluate."""
+
+import argparse
+import os
+import sys
+
+# TensorFlow's own start-up lines tell a user nothing; errors still show.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `python -m training`."""
+    top = argparse.ArgumentParser(prog="python -m training", description="From text to weights.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("list", help="the built-in recipes")
+    fit = commands.add_parser("fit", help="train a recipe into a folder")
+    fit.add_argument("recipe", metavar="RECIPE", help="a built-in name, or the path of a YAML file")
+    fit.add_argument("--set", action="append", nargs="+", default=[], metavar="KEY=VALUE", help="change keys of it")
+    fit.add_argument("--out", required=True, metavar="runs/NAME", help="the run's folder")
+    fit.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    evaluate = commands.add_parser("evaluate", help="measure a run on held-out data")
+    evaluate.add_argument("run", metavar="runs/NAME")
+    evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    evaluate.add_argument("--endpoint", metavar="HOST:PORT/NAME", help="ask a served model over gRPC instead")
+    evaluate.add_argument("--host", default="127.0.0.1", help="of the served model")
+    evaluate.add_argument("--port", type=int, help="gRPC port of the served model")
+    evaluate.add_argument("--rest_api_port", type=int, help="REST port of the served model")
+    return top
+
+
+def show_recipes() -> None:
+    """One line a recipe."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from training.recipes import RECIPES
+
+    table = Table("recipe", "architecture", "corpus", "tokenizer", "model", "steps", "places a batch")
+    for name, recipe in RECIPES.items():
+        model = ", ".join(f"{key} {value}" for key, value in recipe.model.items()) or f"from {recipe.start_from}"
+        numbers = (f"{recipe.steps:,}", f"{recipe.tokens_per_batch:,}")
+        table.add_row(name, recipe.architecture, recipe.corpus, recipe.tokenizer, model, *numbers)
+    Console().print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        if options.command == "list":
+            show_recipes()
+        elif options.command == "fit":
+            from training.recipes import find, parse_settings
+
+            changes = parse_settings([setting for group in options.set for setting in group])
+            recipe = find(options.recipe).replace(**changes).check_model()
+            from training import evaluate, run
+
+            evaluate.show(evaluate.evaluate_run(run.fit(recipe, options.out, options.resume)))
+        else:
+            from training import evaluate
+
+            evaluate.show(evaluate.evaluate(options.run, options.split, evaluate.endpoint(options)))
+    except (ValueError, OSError) as error:
+        if os.environ.get("KERAS_SEQ_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Where the examples come from: the built-in grammar, and one reader for each file of the real data.
+
+Each corpus is a function of a split ("train", "validation", "test"), a greatest number of examples (None: all there
+are) and
+a seed, and gives a list: of pairs, of lines, of documents (lists of lines), of (text, label), or one long text.
+"""
+
+import gzip
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from training import grammar
+
+SPLITS = ("train", "validation", "test")
+DATA = "KERAS_SEQ_DATA"
+GRAMMAR_COUNT = {"train": 100_000, "validation": 500, "test": 1_000}
+
+
+class Corpus(NamedTuple):
+    """What a corpus holds ("pairs", "lines", "documents", "labelled" or "text") and the function that reads it."""
+
+    kind: str
+    read: Callable[[str, int | None, int], Any]
+
+
+def data_file(name: str) -> Path:
+    """The path of a file of the real data, in the folder that KERAS_SEQ_DATA names (`data` if unset)."""
+    folder = Path(os.environ.get(DATA) or "data")
+    path = folder / name
+    if not path.exists():
+        raise FileNotFoundError(
+            f"The corpus needs the file {name}, which is not in {folder}. README.md says where to get it; "
+            f"{DATA} names the folder it is looked for in."
+        )
+    return path
+
+
+def _lines(name: str) -> list[str]:
+    path = data_file(name)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+        return [line.rstrip("\r\n") for line in file]
+
+
+def _some(examples: list, count: int | None, seed: int) -> list:
+    if count is None or count >= len(examples):
+        return examples
+    return random.Random(seed).sample(examples, count)
+
+
+def _grammar(kind: str, function: Callable[..., Any]) -> Corpus:
+    def read(split: str, count: int | None, seed: int) -> Any:
+        return function(split, GRAMMAR_COUNT[split] if count is None else count, seed=seed)
+
+    return Corpus(kind, read)
+
+
+def _grammar_lines(split: str, count: int, seed: int) -> list[str]:
+    return [english for english, _ in grammar.sentence_pairs(split, count, seed=seed)]
+
+
+def _multi30k(split: str, count: int | None, seed: int) -> list[tuple[str, str]]:
+    name = {"train": "train", "validation": "val", "test": "test_2016_flickr"}[split]
+    german, english = (_lines(f"multi30k/{name}.{language}.gz") for language in ("de", "en"))
+    return _some(list(zip(german, english, strict=True)), count, seed)
+
+
+def _tinyshakespeare(split: str, count: int | None, seed: int) -> str:
+    text = data_file("tinyshakespeare/input.txt").read_text(encoding="utf-8")
+    cut = int(len(text) * 0.9)  # the split of the published figures: the last tenth is never trained on
+    return text[:cut] if split == "train" else text[cut:]
+
+
+def _nsmc(split: str, count: int | None, seed: int) -> list[tuple[str, str]]:
+    name = "nsmc/ratings_test_first25k.txt.gz" if split == "test" else "nsmc/ratings_train.txt.gz"
+    rows = [line.split("\t") for line in _lines(name)[1:]]
+    examples = [(text, {"0": "negative", "1": "positive"}[label]) for _, text, label in rows if text]
+    if split != "test":  # the last 5,000 of the shuffled training file validate
+        random.Random(0).shuffle(examples)
+        examples = examples[-5000:] if split == "validation" else examples[:-5000]
+    return _some(examples, count, seed)
+
+
+def _nsmc_unlabelled(split: str, count: int | None, seed: int) -> list[list[str]]:
+    """Reviews of one film are one document; every hundredth film validates, every hundredth tests."""
+    documents: list[list[str]] = [[]]
+    for line in _lines("nsmc/unlabelled.txt.gz"):
+        if line:
+            documents[-1].append(line)
+        elif documents[-1]:
+            documents.append([])
+    place = {"validation": 0, "test": 1}
+    kept = [
+        document
+        for i, document in enumerate(documents)
+        if document and (i % 100 == place[split] if split in place else i % 100 > 1)
+    ]
+    return _some(kept, count, seed)
+
+
+CORPORA = {
+    "grammar-pairs": _grammar("pairs", grammar.sentence_pairs),
+    "grammar-lines": _grammar("lines", _grammar_lines),
+    "grammar-documents": _grammar("documents", grammar.documents),
+    "grammar-labelled": _grammar("labelled", grammar.labelled),
+    "multi30k": Corpus("pairs", _multi30k),
+    "tinyshakespeare": Corpus("text", _tinyshakespeare),
+    "nsmc": Corpus("labelled", _nsmc),
+    "nsmc-unlabelled": Corpus("documents", _nsmc_unlabelled),
+}

@@ -1,0 +1,369 @@
+"""Recipe, and RECIPES: every number in view. Two runs differ by two lines of a diff."""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.corpora import CORPORA
+from training.schedules import DECAYS
+
+ARCHITECTURES = {
+    "seq2seq": "pairs",
+    "attention": "pairs",
+    "transformer": "pairs",
+    "bert": "documents",
+    "bert-classify": "labelled",
+    "gpt": "lines or text",
+}
+TOKENIZERS = ("wordpiece", "bpe", "char", "word")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be fit: which rule was broken, and what came."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that decides a run.
+
+    Args:
+        architecture: one of ARCHITECTURES.
+        corpus: one of CORPORA, of the kind the architecture reads.
+        model: arguments of the model's constructor, less vocabulary sizes and max_sequence_length.
+        tokenizer: "wordpiece", "bpe", "char" or "word"; trained on the corpus unless the recipe starts from another
+        run.
+        vocabulary_size: greatest number of tokens.
+        lowercase: lower-case the text.
+        max_sequence_length: positions; longer text is cut.
+        train_examples: examples read (None: all; of the built-in corpus 100,000).
+        evaluate_examples: examples of the validation and test split that are used (None: all).
+        steps: training steps, batches.
+        steps_per_epoch: steps between two validations and checkpoints.
+        tokens_per_batch: places in a batch, padding included.
+        bucket_width: lengths that share a batch.
+        learning_rate: the peak.
+        warmup_steps: steps to the peak.
+        decay: what comes after: "constant", "linear", "cosine", "inverse_square_root".
+        label_smoothing: share of the target spread over the vocabulary.
+        weight_decay: of AdamW.
+        beta_2: of AdamW.
+        clip_norm: greatest global norm of a gradient; None: no clipping.
+        dtype: "float32", "mixed_bfloat16" or "mixed_float16".
+        jit_compile: train under XLA; worth it only where all batches have one shape.
+        seed: of weights, dropout, data and order.
+        start_from: a run's folder; its tokenizer and (for a classifier, its backbone's) weights are the start.
+        max_new_tokens: the most tokens of an answer in evaluation and export.
+    """
+
+    architecture: str
+    corpus: str
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: str = "bpe"
+    vocabulary_size: int = 8000
+    lowercase: bool = False
+    max_sequence_length: int = 64
+    train_examples: int | None = None
+    evaluate_examples: int | None = None
+    steps: int = 1000
+    steps_per_epoch: int = 200
+    tokens_per_batch: int = 2048
+    bucket_width: int = 4
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    decay: str = "cosine"
+    label_smoothing: float = 0.0
+    weight_decay: float = 0.01
+    beta_2: float = 0.98
+    clip_norm: float | None = 1.0
+    dtype: str = "float32"
+    jit_compile: bool = False
+    seed: int = 0
+    start_from: str | None = None
+    max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        _one_of("architecture", self.architecture, ARCHITECTURES)
+        _one_of("corpus", self.corpus, CORPORA)
+        _one_of("tokenizer", self.tokenizer, TOKENIZERS)
+        _one_of("decay", self.decay, DECAYS)
+        _one_of("dtype", self.dtype, ("float32", "mixed_bfloat16", "mixed_float16"))
+        kind = CORPORA[self.corpus].kind
+        if kind not in ARCHITECTURES[self.architecture]:
+            wanted = ARCHITECTURES[self.architecture]
+            raise RecipeError(f"{self.architecture} reads {wanted}, got corpus={self.corpus!r}, which holds {kind}.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, float) and field.name not in MAY_BE_ZERO and not value > 0:
+                raise RecipeError(f"A recipe needs {field.name} > 0, got {field.name}={value!r}.")
+
+    def check_model(self) -> "Recipe":
+        """The recipe itself, once every key of `model` is known to the constructor (this imports the models)."""
+        known = model_arguments(self.architecture)
+        for name in self.model:
+            if name not in known:
+                raise RecipeError(_unknown(f"model argument of {self.architecture}", name, known))
+        return self
+
+    def replace(self, **changes: Any) -> "Recipe":
+        """The recipe with some keys changed; keys of the model are written `model.KEY`."""
+        plain = {name: value for name, value in changes.items() if not name.startswith("model.")}
+        model = {name.removeprefix("model."): value for name, value in changes.items() if name.startswith("model.")}
+        _check_keys(plain)
+        if model:
+            plain["model"] = {**plain.get("model", self.model), **model}
+        return dataclasses.replace(self, **{name: _typed(name, value) for name, value in plain.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain data, ready for JSON or YAML."""
+        return {**dataclasses.asdict(self), "model": dict(self.model)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """A recipe from plain data.
+
+        Raises:
+            RecipeError: an unknown or missing key, or a value of the wrong type.
+        """
+        if not isinstance(values, Mapping):
+            raise RecipeError(f"A recipe needs keys and values, got {type(values).__name__}.")
+        _check_keys(values)
+        for name in ("architecture", "corpus"):
+            if name not in values:
+                raise RecipeError(f"A recipe needs the key {name!r}, got {sorted(values)}.")
+        return cls(**{name: _typed(name, value) for name, value in values.items()})
+
+
+MAY_BE_ZERO = {"seed", "label_smoothing", "weight_decay", "train_examples", "evaluate_examples", "clip_norm"}
+
+
+def model_arguments(architecture: str) -> list[str]:
+    """The names a recipe's `model` may hold: the constructor's, less what the recipe itself decides."""
+    decided = {"self", "kwargs", "vocabulary_size", "source_vocabulary_size", "target_vocabulary_size"}
+    decided |= {"max_sequence_length", "dtype"}
+    parameters = inspect.signature(model_class(architecture)).parameters
+    return [name for name in parameters if name not in decided]
+
+
+def model_class(architecture: str) -> type:
+    """The model that an architecture's recipe builds; a classifier builds its BERT."""
+    import keras_seq
+
+    names = {"seq2seq": "Seq2Seq", "attention": "AttentionSeq2Seq", "transformer": "Transformer", "gpt": "GPT"}
+    return getattr(keras_seq, names.get(architecture, "BERT"))
+
+
+def find(name: str) -> Recipe:
+    """A built-in recipe by name, or one from the path of a YAML file.
+
+    Raises:
+        RecipeError: there is neither, or the file is not a recipe.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        raise RecipeError(_unknown("recipe", name, list(RECIPES)) + " A recipe of your own is a .yaml file.")
+    if not path.is_file():
+        raise RecipeError(f"There is no recipe file {name}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe file {name} is not YAML: {' '.join(str(error).split())}") from error
+    return Recipe.from_dict(values)
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """`key=value` words from the command line, values read as YAML."""
+    changes = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"--set needs key=value, got {setting!r}.")
+        try:
+            changes[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {key} needs a YAML value, got {value!r}.") from error
+    return changes
+
+
+def _one_of(name: str, value: Any, known: Any) -> None:
+    if value not in known:
+        raise RecipeError(f"A recipe needs {name} in {tuple(known)}, got {name}={value!r}.")
+
+
+def _unknown(what: str, name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}."
+    return f"Unknown {what} {name!r}{hint}"
+
+
+def _check_keys(values: Mapping[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for name in values:
+        if name not in known:
+            raise RecipeError(_unknown("recipe key", str(name), known))
+
+
+def _typed(name: str, value: Any) -> Any:
+    """The value as its field's type; YAML reads 1e-3 as a string."""
+    kind = str(next(field.type for field in dataclasses.fields(Recipe) if field.name == name))
+    if kind.endswith("None") and value is None:
+        return None
+    kind = kind.removesuffix(" | None").replace("<class '", "").replace("'>", "")
+    try:
+        if kind == "float" and not isinstance(value, bool):
+            return float(value)
+        if kind == "int" and not isinstance(value, bool) and float(value) == int(value):
+            return int(value)
+    except (TypeError, ValueError):
+        kind = f"{kind}, a number"
+    accepted = {"str": str, "bool": bool}.get(kind, Mapping if "Mapping" in kind else None)
+    if accepted is None or not isinstance(value, accepted):
+        raise RecipeError(f"A recipe needs {name} of type {kind}, got {name}={value!r}.")
+    return value
+
+
+_PAIRS: dict[str, Any] = {
+    "corpus": "grammar-pairs",
+    "tokenizer": "word",
+    "vocabulary_size": 1000,
+    "max_sequence_length": 48,
+}
+
+RECIPES = {
+    "demo-seq2seq": Recipe(
+        architecture="seq2seq",
+        **_PAIRS,
+        model={"hidden_dim": 192, "embedding_dim": 128, "cell": "gru"},
+        steps=800,
+        tokens_per_batch=1500,
+        learning_rate=3e-3,
+    ),
+    "demo-attention": Recipe(
+        architecture="attention",
+        **_PAIRS,
+        model={"hidden_dim": 128, "embedding_dim": 128, "cell": "gru"},
+        steps=700,
+        tokens_per_batch=1500,
+        learning_rate=4e-3,
+    ),
+    "demo-transformer": Recipe(
+        architecture="transformer",
+        **_PAIRS,
+        model={"num_layers": 2, "num_heads": 4, "hidden_dim": 128, "intermediate_dim": 256, "dropout": 0.0},
+        steps=1200,
+        tokens_per_batch=1500,
+        learning_rate=2e-3,
+    ),
+    "demo-bert": Recipe(
+        architecture="bert",
+        corpus="grammar-documents",
+        tokenizer="wordpiece",
+        vocabulary_size=1000,
+        train_examples=20_000,
+        model={"num_layers": 2, "num_heads": 4, "hidden_dim": 128, "intermediate_dim": 256, "dropout": 0.0},
+        steps=1000,
+        tokens_per_batch=2000,
+        learning_rate=2e-3,
+    ),
+    "demo-bert-classify": Recipe(
+        architecture="bert-classify",
+        corpus="grammar-labelled",
+        train_examples=20_000,
+        steps=300,
+        steps_per_epoch=100,
+        tokens_per_batch=1000,
+        learning_rate=5e-4,
+        start_from="runs/demo-bert",
+    ),
+    "demo-gpt": Recipe(
+        architecture="gpt",
+        corpus="grammar-lines",
+        tokenizer="bpe",
+        vocabulary_size=1000,
+        model={"num_layers": 2, "num_heads": 4, "hidden_dim": 128, "intermediate_dim": 256, "dropout": 0.0},
+        steps=1000,
+        tokens_per_batch=1500,
+        learning_rate=2e-3,
+    ),
+    "multi30k-seq2seq": Recipe(
+        architecture="seq2seq",
+        corpus="multi30k",
+        tokenizer="word",
+        vocabulary_size=8000,
+        lowercase=True,
+        model={"hidden_dim": 512, "embedding_dim": 256, "num_layers": 2, "dropout": 0.5},
+        steps=2270,
+        steps_per_epoch=227,
+        learning_rate=1e-3,
+    ),
+    "multi30k-attention": Recipe(
+        architecture="attention",
+        corpus="multi30k",
+        tokenizer="word",
+        vocabulary_size=8000,
+        lowercase=True,
+        model={"hidden_dim": 512, "embedding_dim": 256, "cell": "gru", "dropout": 0.5},
+        steps=2270,
+        steps_per_epoch=227,
+        learning_rate=1e-3,
+    ),
+    "multi30k-transformer": Recipe(
+        architecture="transformer",
+        corpus="multi30k",
+        tokenizer="bpe",
+        vocabulary_size=8000,
+        lowercase=True,
+        model={"num_layers": 3, "num_heads": 8, "hidden_dim": 256, "intermediate_dim": 512, "dropout": 0.1},
+        steps=4000,
+        steps_per_epoch=250,
+        tokens_per_batch=4096,
+        bucket_width=8,
+        warmup_steps=400,
+        label_smoothing=0.1,
+        learning_rate=1e-3,
+    ),
+    "shakespeare-gpt": Recipe(
+        architecture="gpt",
+        corpus="tinyshakespeare",
+        tokenizer="char",
+        vocabulary_size=100,
+        model={"num_layers": 4, "num_heads": 4, "hidden_dim": 128, "intermediate_dim": 512, "dropout": 0.0},
+        max_sequence_length=64,
+        steps=2000,
+        steps_per_epoch=250,
+        tokens_per_batch=768,
+        learning_rate=1e-3,
+        weight_decay=0.1,
+        beta_2=0.99,
+    ),
+    "nsmc-bert": Recipe(
+        architecture="bert",
+        corpus="nsmc-unlabelled",
+        tokenizer="wordpiece",
+        vocabulary_size=8000,
+        model={"num_layers": 4, "num_heads": 4, "hidden_dim": 256, "intermediate_dim": 1024, "dropout": 0.1},
+        steps=20_000,
+        steps_per_epoch=500,
+        tokens_per_batch=4096,
+        bucket_width=16,
+        warmup_steps=1000,
+        learning_rate=5e-4,
+    ),
+    "nsmc-bert-classify": Recipe(
+        architecture="bert-classify",
+        corpus="nsmc",
+        steps=6000,
+        steps_per_epoch=500,
+        tokens_per_batch=4096,
+        bucket_width=8,
+        warmup_steps=300,
+        learning_rate=2e-4,
+        start_from="runs/nsmc-bert",
+    ),
+}
