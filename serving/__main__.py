@@ -1,0 +1,204 @@
+"""`python -m serving`: export, check, serve, ask."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from serving.client import Client, ServingError
+from serving.model_server import quiet
+
+_ASK_HELP = """\
+ask a served model, over REST unless --grpc is given
+
+The signature's inputs are found through the server's metadata. The texts fill its string input, one row each. Where it
+has two string inputs (first, second; text, translation) the texts are taken in pairs: FIRST SECOND FIRST SECOND ...
+Options hold for every row; those not given take the defaults of the table of signatures."""
+
+
+class UsageError(Exception):
+    """A command that cannot be followed as it stands."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 when it did what was asked, 1 when that was refused or failed, 2 for a wrong command."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except ServingError as error:
+        return _fail(str(error), 1)
+    except (UsageError, ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        return _fail(str(error), 2)
+    except (OSError, RuntimeError) as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def export(options: argparse.Namespace) -> int:
+    """Writes a run as a new version of a served model and prints its folder."""
+    from serving.export import export_run
+
+    print(export_run(options.run_folder, options.export_folder, version=options.version))
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Prints what is in a SavedModel; 0 if stock TensorFlow Serving can run it safely."""
+    from serving.check import check as check_saved_model
+
+    result = check_saved_model(options.path)
+    print(result.report())
+    return 1 if result.problems else 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Hosts the models of a folder."""
+    from serving import launch
+
+    return launch.serve(options.exports, options.engine, options.host, options.port, options.rest_api_port)
+
+
+def ask(options: argparse.Namespace) -> int:
+    """Asks a model and prints its answers."""
+    if options.transport == "grpc":
+        quiet.import_tensorflow()  # the stubs need it
+    with Client(options.host, options.port, options.rest_api_port, transport=options.transport) as client:
+        signatures = client.metadata(options.name)
+        if options.signature not in signatures:
+            names = ", ".join(signatures)
+            raise UsageError(f"model {options.name!r} has the signatures {names}, asked for {options.signature!r}.")
+        inputs = fill_inputs(signatures[options.signature]["inputs"], options.texts, dict(options.option))
+        outputs = client.predict(options.name, inputs, options.signature)
+    print_answers(outputs, options.json)
+    return 0
+
+
+def fill_inputs(specs: dict[str, dict], texts: list[str], options: dict[str, str]) -> dict[str, list]:
+    """The inputs of a signature: texts for its string inputs, one option value per row for the rest.
+
+    Args:
+        specs: input name -> {"dtype": ..., "shape": ...}, as `Client.metadata` gives them.
+        texts: the texts, the string inputs of a row one after the other.
+        options: option name -> its value as text.
+
+    Raises:
+        UsageError: an unknown option, a value that is not a number, texts that do not fill their rows.
+    """
+    named = [name for name, spec in specs.items() if spec["dtype"] == "string"]
+    knobs = [name for name in specs if name not in named]
+    for name in options:
+        if name not in knobs:
+            raise UsageError(f"this signature has {_listed('option', knobs)}, got --option {name}={options[name]}.")
+    if not named or len(texts) % len(named):
+        raise UsageError(f"this signature takes {_listed('text', named)} a row, got {len(texts)} texts.")
+    rows = len(texts) // len(named)
+    inputs: dict[str, list] = {
+        name: [_utf8(text) for text in texts[start :: len(named)]] for start, name in enumerate(named)
+    }
+    for name in knobs:
+        value = options[name] if name in options else _default(name, specs[name]["dtype"])
+        inputs[name] = [_number(name, value, specs[name]["dtype"])] * rows
+    return inputs
+
+
+def _default(name: str, dtype: str) -> int | float:
+    from serving.signatures import OPTION_DEFAULTS
+
+    if name not in OPTION_DEFAULTS:
+        raise UsageError(f"input {name!r} ({dtype}) has no default, give --option {name}=VALUE.")
+    return OPTION_DEFAULTS[name]
+
+
+def print_answers(outputs: dict[str, Any], as_json: bool) -> None:
+    """One answer a line: the value where there is one output, JSON of all outputs where there are several."""
+    rows = [dict(zip(outputs, values)) for values in zip(*outputs.values())]
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False, indent=2, default=repr))
+        return
+    for row in rows:
+        value = next(iter(row.values())) if len(row) == 1 else row
+        print(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr))
+
+
+def _number(name: str, value: Any, dtype: str) -> int | float:
+    try:
+        return float(value) if dtype.startswith(("float", "bfloat")) else int(value)
+    except ValueError:
+        raise UsageError(f"option {name!r} is {dtype}, got {value!r}.") from None
+
+
+def _utf8(text: str) -> str | bytes:
+    """An argument as it was typed: bytes that are not UTF-8 reach Python as lone surrogates."""
+    raw = text.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return f"no {what}s"
+    return f"{len(names)} {what}{'s' if len(names) > 1 else ''} ({', '.join(names)})"
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"an option is key=value, got {text!r}")
+    return name, value
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serving", description="From weights to answers.")
+    commands = parser.add_subparsers(required=True, metavar="export | check | serve | ask")
+
+    command = commands.add_parser("export", help="write a run as a new version of a served model")
+    command.add_argument("run_folder", metavar="RUN", help="a folder that `python -m training fit` wrote")
+    command.add_argument("export_folder", metavar="EXPORT", help="the model's folder, such as exports/NAME")
+    command.add_argument("--version", type=int, help="default: the highest present plus 1")
+    command.set_defaults(run=export)
+
+    command = commands.add_parser("check", help="whether stock TensorFlow Serving can run a SavedModel, safely")
+    command.add_argument("path", metavar="PATH", help="a version folder, such as exports/NAME/1")
+    command.set_defaults(run=check)
+
+    command = commands.add_parser("serve", help="host all models of a folder")
+    command.add_argument("exports", metavar="EXPORTS", help="a folder of models, each with numbered version folders")
+    command.add_argument("--engine", default="auto", choices=("auto", "tensorflow_model_server", "docker", "embedded"))
+    _add_address(command, default_host=None)
+    command.set_defaults(run=serve)
+
+    command = commands.add_parser(
+        "ask", help="ask a served model", description=_ASK_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_argument("name", metavar="NAME", help="the model's name")
+    command.add_argument("texts", metavar="TEXT", nargs="+")
+    command.add_argument("--signature", default="serving_default")
+    command.add_argument("--option", type=_option, action="append", default=[], metavar="KEY=VALUE")
+    transport = command.add_mutually_exclusive_group()
+    transport.add_argument("--rest", dest="transport", action="store_const", const="rest", default="rest")
+    transport.add_argument("--grpc", dest="transport", action="store_const", const="grpc")
+    command.add_argument("--json", action="store_true", help="print the rows as JSON")
+    _add_address(command, default_host="127.0.0.1")
+    command.set_defaults(run=ask)
+    return parser
+
+
+def _add_address(command: argparse.ArgumentParser, default_host: str | None) -> None:
+    command.add_argument("--host", default=default_host, help="default: 127.0.0.1")
+    command.add_argument("--port", type=int, default=8500, help="gRPC, default: 8500")
+    command.add_argument("--rest_api_port", type=int, default=8501, help="REST, default: 8501")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

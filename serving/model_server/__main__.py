@@ -1,0 +1,51 @@
+"""`python -m serving.model_server`: the embedded server with tensorflow_model_server's flags."""
+
+import logging
+import signal
+import sys
+import threading
+
+from serving.model_server import quiet
+
+
+def main(arguments: list[str]) -> int:
+    """Serves until SIGTERM or SIGINT; 0 after an orderly stop, 1 when it cannot start, 2 for a wrong flag."""
+    quiet.import_tensorflow()
+    from serving.model_server import flags
+
+    if {"--help", "-h", "-help"} & set(arguments):
+        print(flags.help_text())
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        values = flags.parse_flags(arguments)
+        models = flags.models_from_flags(values)
+    except flags.UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return serve(models, values)
+
+
+def serve(models: list, values: dict) -> int:
+    """Starts, waits for a signal, stops."""
+    from serving.model_server import flags
+    from serving.model_server.server import ModelServer
+
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    server = ModelServer(models, **values)
+    try:
+        server.start()
+    except flags.UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    stopping.wait()
+    logging.getLogger("serving.model_server").info("stopping")
+    server.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,212 @@
+"""tensorflow_model_server's flags, by name and meaning. One that is not honoured is refused, never ignored."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tensorflow_serving.config import file_system_storage_path_source_pb2, model_server_config_pb2
+
+from serving.model_server.core import ModelSettings, VersionPolicy
+
+_THREADS = 4 * (os.cpu_count() or 1)
+
+
+class UsageError(Exception):
+    """A command line or a configuration file that cannot be followed; the message is for the user."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag that is honoured: its type is its default's."""
+
+    default: Any
+    help: str
+
+
+FLAGS = {
+    "port": Flag(8500, "TCP port of the gRPC API; 0 for none"),
+    "rest_api_port": Flag(0, "TCP port of the REST API; 0 for none"),
+    "host": Flag("0.0.0.0", "address to listen on; tensorflow_model_server has no such flag and listens on all"),
+    "grpc_socket_path": Flag("", "UNIX socket of the gRPC API, beside the port"),
+    "grpc_max_threads": Flag(_THREADS, "gRPC calls worked on at a time; more wait"),
+    "rest_api_num_threads": Flag(_THREADS, "REST calls worked on at a time; more wait"),
+    "rest_api_timeout_in_ms": Flag(30000, "a REST call that takes longer is answered 504"),
+    "model_name": Flag("default", "name of the only model"),
+    "model_base_path": Flag("", "folder of its version folders, whose names are numbers"),
+    "model_config_file": Flag("", "ModelServerConfig as text protobuf; model_name and model_base_path are then unused"),
+    "file_system_poll_wait_seconds": Flag(1, "pause between two looks for versions; 0 looks once"),
+    "max_num_load_retries": Flag(5, "further attempts at a version that does not load"),
+    "load_retry_interval_micros": Flag(60_000_000, "pause between two attempts"),
+    "enable_model_warmup": Flag(True, "run assets.extra/tf_serving_warmup_requests before a version is available"),
+    "num_request_iterations_for_warmup": Flag(1, "how often each warm-up request is run"),
+    "saved_model_tags": Flag("serve", "comma-separated tags of the MetaGraph"),
+    "tensorflow_session_parallelism": Flag(0, "threads of a session, both kinds; 0 leaves it to TensorFlow"),
+    "tensorflow_intra_op_parallelism": Flag(0, "threads within an operation"),
+    "tensorflow_inter_op_parallelism": Flag(0, "threads across operations"),
+    "xla_cpu_compilation_enabled": Flag(False, "run signatures that need XLA"),
+    "enable_serialization_as_tensor_content": Flag(False, "answer gRPC in tensor_content, not in typed fields"),
+}
+
+# Known to tensorflow_model_server. Its default is accepted, because that is what happens anyway.
+NOT_HONOURED: dict[str, Any] = {
+    "allow_version_labels_for_unavailable_models": False,
+    "batching_parameters_file": "",
+    "enable_batching": False,
+    "enable_cors_support": False,
+    "enable_grpc_healthcheck_service": False,
+    "enable_per_model_batching_parameters": False,
+    "enable_profiler": True,
+    "enable_signature_method_name_check": False,
+    "flush_filesystem_caches": True,
+    "force_allow_any_version_labels_for_unavailable_models": False,
+    "grpc_channel_arguments": "",
+    "mixed_precision": "",
+    "model_config_file_poll_wait_seconds": 0,
+    "monitoring_config_file": "",
+    "num_load_threads": 0,
+    "num_unload_threads": 0,
+    "per_process_gpu_memory_fraction": 0.0,
+    "platform_config_file": "",
+    "prefer_tflite_model": False,
+    "remove_unused_fields_from_bundle_metagraph": True,
+    "skip_initialize_tpu": False,
+    "ssl_config_file": "",
+    "tensorflow_session_config_file": "",
+    "thread_pool_factory_config_file": "",
+    "use_alts_credentials": False,
+    "version": False,
+}
+
+
+def parse_flags(arguments: list[str]) -> dict[str, Any]:
+    """Flag name -> value, defaults filled in, from `--flag=value` and `--flag value`.
+
+    Raises:
+        UsageError: an unknown flag, one that is not honoured, or a value of the wrong type.
+    """
+    values = {name: flag.default for name, flag in FLAGS.items()}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-") or word.strip("-") == "":
+            raise UsageError(f"arguments are flags, --name=value, got {word!r}.")
+        name, equals, text = word.lstrip("-").partition("=")
+        if name not in FLAGS and name not in NOT_HONOURED:
+            raise UsageError(f"unknown flag --{name}.")
+        default = FLAGS[name].default if name in FLAGS else NOT_HONOURED[name]
+        if not equals:
+            text = _value_of_next(name, default, rest)
+        value = _parse(name, text, default)
+        if name in FLAGS:
+            values[name] = value
+        elif value != default:
+            raise UsageError(f"--{name}={text} is a flag of tensorflow_model_server that this server does not honour.")
+    _check(values)
+    return values
+
+
+def models_from_flags(values: dict[str, Any]) -> list[ModelSettings]:
+    """The models that the flags name. Raises: UsageError for a missing or wrong configuration."""
+    if values["model_config_file"]:
+        return read_model_config(Path(values["model_config_file"]))
+    if not values["model_base_path"]:
+        raise UsageError("a model is needed: --model_base_path=FOLDER, or --model_config_file=FILE.")
+    return [_checked(ModelSettings(values["model_name"], Path(values["model_base_path"]).absolute()))]
+
+
+def read_model_config(path: Path) -> list[ModelSettings]:
+    """The models of a ModelServerConfig in text form. Raises: UsageError."""
+    config = model_server_config_pb2.ModelServerConfig()
+    try:
+        text_format.Parse(path.read_text(), config)
+    except OSError as error:
+        raise UsageError(f"--model_config_file={path} cannot be read: {error.strerror}.") from error
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise UsageError(f"--model_config_file={path} is not a ModelServerConfig: {error}") from error
+    if config.WhichOneof("config") != "model_config_list" or not config.model_config_list.config:
+        raise UsageError(f"--model_config_file={path} needs a model_config_list with at least one config.")
+    models = [_from_proto(proto) for proto in config.model_config_list.config]
+    names = [model.name for model in models]
+    if len(set(names)) != len(names):
+        raise UsageError(f"--model_config_file={path} needs a different name for each model, got {names}.")
+    return models
+
+
+def _from_proto(proto: model_server_config_pb2.ModelConfig) -> ModelSettings:
+    if proto.model_platform not in ("", "tensorflow"):
+        raise UsageError(f'model {proto.name!r}: model_platform is "tensorflow", got {proto.model_platform!r}.')
+    if not os.path.isabs(proto.base_path):
+        raise UsageError(f"model {proto.name!r}: base_path is an absolute path, got {proto.base_path!r}.")
+    policy = _policy(proto.name, proto.model_version_policy)
+    return _checked(ModelSettings(proto.name, Path(proto.base_path), policy, dict(proto.version_labels)))
+
+
+def _policy(
+    name: str, proto: file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
+) -> VersionPolicy:
+    choice = proto.WhichOneof("policy_choice")
+    if choice == "all":
+        return VersionPolicy("all")
+    if choice == "specific":
+        if not proto.specific.versions:
+            raise UsageError(f"model {name!r}: a specific version policy names at least one version.")
+        return VersionPolicy("specific", versions=frozenset(proto.specific.versions))
+    return VersionPolicy("latest", count=proto.latest.num_versions or 1)
+
+
+def _checked(model: ModelSettings) -> ModelSettings:
+    if not model.name or "/" in model.name or ":" in model.name:
+        raise UsageError(f"a model's name is not empty and has no '/' or ':', got {model.name!r}.")
+    if not model.base_path.is_dir():
+        raise UsageError(f"model {model.name!r}: the base path is not a folder: {model.base_path}")
+    return model
+
+
+def _value_of_next(name: str, default: Any, rest: list[str]) -> str:
+    if isinstance(default, bool):  # a bare --flag means true, and what follows it is the next flag
+        return rest.pop(0) if rest and rest[0].lower() in ("true", "false") else "true"
+    if not rest:
+        raise UsageError(f"--{name} needs a value.")
+    return rest.pop(0)
+
+
+def _parse(name: str, text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise UsageError(f"--{name} is true or false, got {text!r}.")
+        return text.lower() in ("true", "1")
+    try:
+        return type(default)(text)
+    except ValueError:
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise UsageError(f"--{name} is {kind}, got {text!r}.") from None
+
+
+def _check(values: dict[str, Any]) -> None:
+    for name in ("port", "rest_api_port"):
+        if not 0 <= values[name] <= 65535:
+            raise UsageError(f"--{name} is between 0 and 65535, got {values[name]}.")
+    if values["port"] and values["port"] == values["rest_api_port"]:
+        raise UsageError(f"--port and --rest_api_port differ, got {values['port']} for both.")
+    if not (values["port"] or values["rest_api_port"] or values["grpc_socket_path"]):
+        raise UsageError("one of --port, --rest_api_port and --grpc_socket_path is needed.")
+    for name in ("grpc_max_threads", "rest_api_num_threads", "rest_api_timeout_in_ms"):
+        if values[name] < 1:
+            raise UsageError(f"--{name} is at least 1, got {values[name]}.")
+    for name in ("max_num_load_retries", "load_retry_interval_micros", "num_request_iterations_for_warmup"):
+        if values[name] < 0:
+            raise UsageError(f"--{name} is at least 0, got {values[name]}.")
+
+
+def help_text() -> str:
+    """What --help prints."""
+    width = max(map(len, FLAGS)) + 4
+    lines = [f"  {'--' + name:<{width}}{flag.help} (default: {flag.default!r})" for name, flag in FLAGS.items()]
+    return "\n".join(
+        ["usage: python -m serving.model_server --flag=value ...", "", "flags:", *lines, "", "not honoured:"]
+        + [f"  --{name}" for name in NOT_HONOURED]
+    )

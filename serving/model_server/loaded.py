@@ -1,0 +1,241 @@
+"""One version of one model, in a Session of its own: what TensorFlow Serving calls a servable."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf import message, text_format
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
+
+from serving.model_server import tensors, xla
+from serving.model_server.errors import Code, StatusError, as_status, invalid
+from serving.model_server.signature import (
+    DEFAULT_SIGNATURE,
+    Signature,
+    TensorSpec,
+    check_feeds,
+    check_filter,
+    in_braces,
+)
+
+INIT_SIGNATURE = "__saved_model_init_op"
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+MAX_WARMUP_RECORDS = 1000  # the real server refuses a longer file, so that a mistake does not hold up a version
+
+
+class LoadedVersion:
+    """A SavedModel folder in a `tf.compat.v1.Session`, ready to be run from many threads at once.
+
+    Args:
+        path: the version folder, which holds `saved_model.pb` or `saved_model.pbtxt`.
+        name: the model's name, for `model_spec` in answers.
+        version: the version number, likewise.
+        session_config: a ConfigProto, or None for TensorFlow's defaults.
+        tags: the MetaGraph's tags.
+        allow_xla: whether a signature may need XLA, which the stock server refuses to compile for.
+
+    Raises:
+        StatusError: NOT_FOUND without a SavedModel or a MetaGraph of these tags, DATA_LOSS for a file that does not
+            parse, otherwise the code of the failing operation.
+    """
+
+    def __init__(
+        self, path: Path, name: str = "", version: int = 0, session_config=None, tags=("serve",), allow_xla=False
+    ):
+        self.path, self.name, self.version = Path(path), name, version
+        meta_graph = read_meta_graph(self.path, tags)
+        self.signature_defs = dict(meta_graph.signature_def)
+        try:
+            self.signatures = {
+                key: _signature(key, proto) for key, proto in self.signature_defs.items() if key != INIT_SIGNATURE
+            }
+            self._needs_xla = {} if allow_xla else self._find_xla(meta_graph.graph_def)
+            self._session = _open_session(meta_graph, self.path, session_config)
+        except Exception as error:
+            raise as_status(error) from error
+        self._runners: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def signature(self, name: str = "") -> Signature:
+        """The signature of that name, `serving_default` for an empty one. Raises: StatusError FAILED_PRECONDITION."""
+        name = name or DEFAULT_SIGNATURE
+        if name not in self.signatures:
+            raise StatusError(
+                Code.FAILED_PRECONDITION,
+                f'Serving signature key "{name}" not found. Model {self.name!r} has {in_braces(self.signatures)}.',
+            )
+        return self.signatures[name]
+
+    def run(
+        self, signature: Signature, feeds: Mapping[str, np.ndarray], output_filter: tuple[str, ...] = ()
+    ) -> dict[str, np.ndarray]:
+        """Runs one signature.
+
+        Args:
+            signature: one of this version's.
+            feeds: input name -> array of the signature's dtype; any shape, strings as object arrays of bytes.
+            output_filter: the outputs wanted; all of them when empty.
+
+        Returns:
+            Output name -> array.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT for missing, unknown or mistyped inputs and unknown outputs; otherwise
+                the code of the operation that failed.
+        """
+        check_feeds(signature, feeds)
+        check_filter(signature, output_filter)
+        if self._needs_xla.get(signature.name):
+            reason = f"signature {signature.name!r} needs it for {self._needs_xla[signature.name]}"
+            raise StatusError(Code.INTERNAL, f"XLA compilation disabled: {reason}.")
+        arguments = [feeds[name] for name in signature.inputs]
+        try:
+            if not output_filter:
+                names, results = tuple(signature.outputs), self._runner(signature)(*arguments)
+            else:
+                names = output_filter
+                fed = {spec.tensor: value for spec, value in zip(signature.inputs.values(), arguments)}
+                results = self._session.run([signature.outputs[name].tensor for name in names], fed)
+        except (TypeError, ValueError) as error:
+            raise invalid(str(error)) from error
+        except Exception as error:
+            raise as_status(error) from error
+        return {name: np.asarray(value, signature.outputs[name].dtype) for name, value in zip(names, results)}
+
+    def warm_up(self, iterations: int = 1) -> int:
+        """Replays the requests in `assets.extra/tf_serving_warmup_requests`; returns how many. A failing one raises."""
+        count = 0
+        try:
+            for count, log in enumerate(_warmup_logs(self.path / WARMUP_FILE), start=1):
+                self._replay(count, log, iterations)
+        except Exception as error:
+            status = as_status(error)
+            raise StatusError(status.code, f"{WARMUP_FILE}, after {count} records: {status.message}") from error
+        return count
+
+    def _replay(self, count: int, log, iterations: int) -> None:
+        if count > MAX_WARMUP_RECORDS:
+            raise invalid(f"a warm-up needs at most {MAX_WARMUP_RECORDS} records.")
+        kind = log.WhichOneof("log_type")
+        if kind == "predict_log":
+            request = log.predict_log.request
+            signature = self.signature(request.model_spec.signature_name)
+            feeds = {name: tensors.from_proto(proto) for name, proto in request.inputs.items()}
+            output_filter = tuple(request.output_filter)
+        elif kind == "classify_log":
+            # The Examples go, serialized, into the one input that a classify signature has.
+            request = log.classify_log.request
+            signature = self.signature(request.model_spec.signature_name)
+            serialized = [example.SerializeToString() for example in request.input.example_list.examples]
+            feeds = {name: np.array(serialized, object) for name in signature.inputs}
+            output_filter = ()
+        else:
+            raise StatusError(Code.UNIMPLEMENTED, f"a {kind} is not replayed, only predict_log and classify_log are.")
+        for _ in range(iterations):
+            self.run(signature, {**signature.defaults, **feeds}, output_filter)
+
+    def close(self) -> None:
+        """Frees the session. Only when no call is running in it."""
+        self._runners.clear()
+        self._session.close()
+
+    def _find_xla(self, graph_def) -> dict[str, str]:
+        return {
+            name: xla.xla_needed_by(graph_def, [spec.tensor for spec in signature.outputs.values()])
+            for name, signature in self.signatures.items()
+        }
+
+    def _runner(self, signature: Signature):
+        # Session.make_callable goes through Session.run, whose Python costs more than a small graph; the callable of
+        # the C interface takes the same feeds in a third of the time.
+        runner = self._runners.get(signature.name)
+        if runner is None:
+            with self._lock:
+                options = config_pb2.CallableOptions()
+                options.feed.extend(spec.tensor for spec in signature.inputs.values())
+                options.fetch.extend(spec.tensor for spec in signature.outputs.values())
+                runner = self._runners.setdefault(signature.name, self._session._make_callable_from_options(options))
+        return runner
+
+
+def read_meta_graph(path: Path, tags=("serve",)) -> meta_graph_pb2.MetaGraphDef:
+    """The MetaGraph of a SavedModel folder with exactly these tags; parses the protobuf and runs nothing."""
+    saved_model = saved_model_pb2.SavedModel()
+    try:
+        if (path / "saved_model.pb").is_file():
+            saved_model.ParseFromString((path / "saved_model.pb").read_bytes())
+        elif (path / "saved_model.pbtxt").is_file():
+            text_format.Parse((path / "saved_model.pbtxt").read_text(), saved_model)
+        else:
+            raise StatusError(Code.NOT_FOUND, f"A version folder needs saved_model.pb or saved_model.pbtxt: {path}")
+    except (message.DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
+        raise StatusError(Code.DATA_LOSS, f"saved_model.pb does not parse in {path}: {error}") from error
+    except OSError as error:
+        raise StatusError(Code.INTERNAL, f"{path} cannot be read: {error}") from error
+    for meta_graph in saved_model.meta_graphs:
+        if set(meta_graph.meta_info_def.tags) == set(tags):
+            return meta_graph
+    found = [sorted(graph.meta_info_def.tags) for graph in saved_model.meta_graphs]
+    raise StatusError(Code.NOT_FOUND, f"{path} needs a MetaGraph tagged {sorted(tags)}, has {found}.")
+
+
+def _open_session(meta_graph: meta_graph_pb2.MetaGraphDef, path: Path, session_config) -> tf.compat.v1.Session:
+    """Imports, restores and initialises as TensorFlow's C++ loader does: by the names in the MetaGraph."""
+    graph_def = meta_graph.graph_def
+    for node in graph_def.node:
+        if node.op == "Placeholder":
+            # Python checks a feed against the placeholder's static shape, TensorFlow Serving does not.
+            node.attr["shape"].shape.CopyFrom(tf.TensorShape(None).as_proto())
+            node.attr.pop("_output_shapes", None)
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(graph_def, name="")
+    session = tf.compat.v1.Session(graph=graph, config=session_config)
+    assets = {item.tensor_info.name: str(path / "assets" / item.filename) for item in meta_graph.asset_file_def}
+    saver = meta_graph.saver_def
+    if saver.restore_op_name and (path / "variables" / "variables.index").exists():
+        filename = {saver.filename_tensor_name: str(path / "variables" / "variables")}
+        session.run(saver.restore_op_name, {**assets, **filename})
+    init_op = _init_op(meta_graph)
+    if init_op:
+        session.run(init_op, assets)
+    graph.finalize()
+    return session
+
+
+def _init_op(meta_graph: meta_graph_pb2.MetaGraphDef) -> str:
+    """The operation to run after restoring: TensorFlow 2 stores it as a signature, TensorFlow 1 as a collection."""
+    if INIT_SIGNATURE in meta_graph.signature_def:
+        return meta_graph.signature_def[INIT_SIGNATURE].outputs[INIT_SIGNATURE].name
+    for key in ("saved_model_main_op", "legacy_init_op"):
+        if key in meta_graph.collection_def and meta_graph.collection_def[key].node_list.value:
+            return meta_graph.collection_def[key].node_list.value[0]
+    return ""
+
+
+def _signature(name: str, proto: meta_graph_pb2.SignatureDef) -> Signature:
+    return Signature(
+        name=name,
+        method_name=proto.method_name,
+        inputs={key: _spec(proto.inputs[key]) for key in sorted(proto.inputs)},
+        outputs={key: _spec(proto.outputs[key]) for key in sorted(proto.outputs)},
+        defaults={key: tf.make_ndarray(value) for key, value in proto.defaults.items()},
+    )
+
+
+def _spec(info: meta_graph_pb2.TensorInfo) -> TensorSpec:
+    shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
+    return TensorSpec(info.name, np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype), shape)
+
+
+def _warmup_logs(path: Path) -> Iterator:
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    if path.is_file():
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            yield prediction_log_pb2.PredictionLog.FromString(record)

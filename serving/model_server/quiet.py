@@ -1,0 +1,24 @@
+"""For command lines: imports TensorFlow without its start-up chatter, which would bury the lines that matter."""
+
+import os
+import sys
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow and looks for its devices with stderr held shut; an ImportError still comes out.
+
+    TensorFlow writes some of these lines before it reads TF_CPP_MIN_LOG_LEVEL, and past Python's `sys.stderr`.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    sys.stderr.flush()
+    saved, closed = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(closed, 2)
+    try:
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(closed)

@@ -1,0 +1,64 @@
+"""A SignatureDef in plain Python, and the checks of a request against it. No TensorFlow here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from serving.model_server.errors import invalid
+
+DEFAULT_SIGNATURE = "serving_default"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: its tensor in the graph, its NumPy dtype (object for strings), its static shape or None."""
+
+    tensor: str
+    dtype: np.dtype
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs by name. `defaults` holds the inputs that a gRPC caller may leave out."""
+
+    name: str
+    method_name: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    defaults: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def check_feeds(signature: Signature, feeds: Mapping[str, np.ndarray]) -> None:
+    """Raises StatusError INVALID_ARGUMENT unless the feeds have exactly the signature's names and dtypes."""
+    if feeds.keys() != signature.inputs.keys():
+        missing, extra = signature.inputs.keys() - feeds.keys(), feeds.keys() - signature.inputs.keys()
+        raise invalid(
+            f"Signature {signature.name!r} takes the inputs {in_braces(signature.inputs)}. "
+            f"Missing but required: {in_braces(missing)}. Sent extra: {in_braces(extra)}."
+        )
+    for name, spec in signature.inputs.items():
+        if feeds[name].dtype != spec.dtype:
+            raise invalid(f"Input {name!r} takes {type_name(spec.dtype)}, got {type_name(feeds[name].dtype)}.")
+
+
+def check_filter(signature: Signature, output_filter: tuple[str, ...]) -> None:
+    """Raises StatusError INVALID_ARGUMENT unless the filter names outputs of the signature, each once."""
+    for name in output_filter:
+        if name not in signature.outputs:
+            raise invalid(f"Signature {signature.name!r} has the outputs {in_braces(signature.outputs)}, not {name!r}.")
+    if len(set(output_filter)) != len(output_filter):
+        raise invalid(f"An output_filter names each output once, got {list(output_filter)}.")
+
+
+def type_name(dtype: np.dtype) -> str:
+    """The dtype as TensorFlow calls it."""
+    return "string" if dtype.kind == "O" else dtype.name
+
+
+def in_braces(names: Iterable[str]) -> str:
+    """{a, b}: a set of names in a message."""
+    return "{" + ", ".join(sorted(names)) + "}"

@@ -1,0 +1,254 @@
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from serving.model_server.core import ModelManager, ModelSettings, VersionPolicy, find_versions
+from serving.model_server.errors import Code, StatusError
+
+LATEST = VersionPolicy()
+
+
+@pytest.fixture
+def base(tmp_path):
+    folder = tmp_path / "half"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def manage(base):
+    """Starts a manager of the model `half` that looks only when told to."""
+    started = []
+
+    def start(policy=LATEST, labels=None, **settings):
+        manager = ModelManager([ModelSettings("half", base, policy, labels or {})], poll_seconds=0, **settings)
+        started.append(manager)
+        manager.start()
+        return manager
+
+    yield start
+    for manager in started:
+        manager.stop()
+
+
+def half(manager, value, **which):
+    with manager.use("half", **which) as loaded:
+        outputs = loaded.run(loaded.signature(), {"x": np.array([value], np.float32)})
+        return loaded.version, outputs["y"].tolist()
+
+
+def states(manager):
+    return {record.version: record.state for record in manager.status("half")}
+
+
+def corrupt(folder):
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"\x99 this is no protobuf")
+    return folder
+
+
+def test_a_new_version_is_served_and_the_old_one_unloaded(base, manage, save_half_plus):
+    save_half_plus(base / "2", 2.0)
+    manager = manage()
+    assert half(manager, 3.0) == (2, [3.5])
+    save_half_plus(base / "11", 5.0)
+    manager.poll()
+    assert half(manager, 3.0) == (11, [6.5])
+    assert states(manager) == {11: "AVAILABLE", 2: "END"}
+    with pytest.raises(StatusError, match=r"Specific\(half, 2\)") as refused:
+        half(manager, 3.0, version=2)
+    assert refused.value.code == Code.NOT_FOUND
+
+
+def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_shows_its_error(base, manage, save_half_plus):
+    save_half_plus(base / "2", 2.0)
+    manager = manage()
+    corrupt(base / "3")
+    manager.poll()
+    assert half(manager, 3.0) == (2, [3.5])
+    failed, serving = manager.status("half")
+    assert (failed.version, failed.state, failed.error.code) == (3, "END", Code.DATA_LOSS)
+    assert "does not parse" in failed.error.message
+    assert (serving.version, serving.state, serving.error) == (2, "AVAILABLE", None)
+
+
+def test_a_corrupt_newest_version_at_the_start_falls_back_to_the_newest_that_loads(base, manage, save_half_plus):
+    save_half_plus(base / "2", 2.0)
+    save_half_plus(base / "3", 3.0)
+    corrupt(base / "5")
+    manager = manage()
+    assert half(manager, 3.0) == (3, [4.5])
+    assert states(manager) == {5: "END", 3: "AVAILABLE"}
+
+
+def test_a_failing_version_is_not_tried_again_until_its_folder_changes_or_the_pause_is_over(
+    base, manage, save_half_plus, monkeypatch
+):
+    from serving.model_server import core
+
+    tried = []
+    real = core.LoadedVersion
+
+    def counted(path, *rest):
+        tried.append(path.name)
+        return real(path, *rest)
+
+    monkeypatch.setattr(core, "LoadedVersion", counted)
+    corrupt(base / "3")
+    manager = manage(retry_seconds=3600)
+    for _ in range(5):
+        manager.poll()
+    assert tried == ["3"]
+    shutil.rmtree(base / "3")
+    save_half_plus(base / "3", 7.0)
+    manager.poll()
+    assert tried == ["3", "3"]
+    assert half(manager, 3.0) == (3, [8.5])
+    assert manager.status("half")[0].error is None
+
+
+def test_retries_end_after_their_number(base, manage):
+    corrupt(base / "3")
+    manager = manage(retry_seconds=0, max_retries=2)
+    for _ in range(7):
+        manager.poll()
+    assert manager.status("half")[0].failures == 3
+
+
+def test_a_half_written_folder_is_an_error_until_it_is_complete(base, manage, save_half_plus, tmp_path):
+    (base / "2" / "variables").mkdir(parents=True)
+    manager = manage()
+    assert "saved_model.pb" in manager.status("half")[0].error.message
+    with pytest.raises(StatusError, match="not found"):
+        half(manager, 3.0)
+    complete = save_half_plus(tmp_path / "complete", 2.0)
+    shutil.copytree(complete, base / "2", dirs_exist_ok=True)
+    manager.poll()
+    assert half(manager, 3.0) == (2, [3.5])
+
+
+def test_weights_that_are_missing_or_cut_off_do_not_load(base, manage, save_half_plus):
+    save_half_plus(base / "2", 2.0)
+    save_half_plus(base / "3", 3.0)
+    (data,) = (base / "3" / "variables").glob("variables.data*")
+    data.write_bytes(b"")
+    manager = manage()
+    assert half(manager, 3.0) == (2, [3.5])
+    assert manager.status("half")[0].error is not None
+
+
+def test_an_old_version_is_freed_only_after_its_last_call(base, manage, save_half_plus):
+    save_half_plus(base / "2", 2.0)
+    manager = manage()
+    with manager.use("half") as loaded:
+        save_half_plus(base / "3", 3.0)
+        manager.poll()
+        assert states(manager) == {3: "AVAILABLE", 2: "UNLOADING"}
+        assert half(manager, 3.0) == (3, [4.5])
+        answer = loaded.run(loaded.signature(), {"x": np.array([3.0], np.float32)})
+        assert answer["y"].tolist() == [3.5]
+    manager.poll()
+    assert states(manager) == {3: "AVAILABLE", 2: "END"}
+
+
+def test_calls_during_swaps_all_succeed(base, manage, save_half_plus):
+    save_half_plus(base / "1", 1.0)
+    manager = manage()
+    answers, errors, stop = [], [], threading.Event()
+
+    def call():
+        while not stop.is_set():
+            try:
+                answers.append(half(manager, 2.0))
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for version in (2, 3, 5):
+        save_half_plus(base / str(version), float(version))
+        corrupt(base / str(version * 100))
+        manager.poll()
+        shutil.rmtree(base / str(version * 100))
+        manager.poll()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert {version for version, _ in answers} <= {1, 2, 3, 5}
+    assert all(value == [1.0 + version] for version, value in answers)
+    assert half(manager, 2.0)[0] == 5
+
+
+def test_policies_choose_versions():
+    present = {2, 3, 5, 7}
+    assert VersionPolicy().wanted(present) == {7}
+    assert VersionPolicy("latest", count=3).wanted(present) == {3, 5, 7}
+    assert VersionPolicy("all").wanted(present) == present
+    assert VersionPolicy("specific", versions=frozenset({3, 11})).wanted(present) == {3}
+    assert VersionPolicy("latest").wanted(set()) == set()
+
+
+def test_several_versions_are_asked_by_number_and_label(base, manage, save_half_plus):
+    for version in (2, 3, 5):
+        save_half_plus(base / str(version), float(version))
+    manager = manage(VersionPolicy("specific", versions=frozenset({2, 3})), labels={"stable": 2, "gone": 5})
+    assert half(manager, 0.0) == (3, [3.0])
+    assert half(manager, 0.0, version=2) == (2, [2.0])
+    assert half(manager, 0.0, label="stable") == (2, [2.0])
+    with pytest.raises(StatusError, match="Unrecognized servable version label: nix"):
+        half(manager, 0.0, label="nix")
+    with pytest.raises(StatusError, match=r"Specific\(half, 5\)"):
+        half(manager, 0.0, label="gone")
+
+
+def test_a_removed_version_gives_way_to_the_one_before(base, manage, save_half_plus):
+    save_half_plus(base / "2", 2.0)
+    save_half_plus(base / "3", 3.0)
+    manager = manage()
+    shutil.rmtree(base / "3")
+    manager.poll()
+    assert half(manager, 0.0) == (2, [2.0])
+    assert states(manager) == {3: "END", 2: "AVAILABLE"}
+
+
+def test_a_base_path_that_goes_away_leaves_its_model_serving(base, manage, save_half_plus):
+    save_half_plus(base / "2", 2.0)
+    manager = manage()
+    base.rename(base.with_name("elsewhere"))
+    manager.poll()
+    assert half(manager, 0.0) == (2, [2.0])
+
+
+def test_only_numbers_are_versions(base):
+    for name in ("1", "0023", "v2", "-3", "4.0", "٣", "99999999999999999999", ".5"):
+        (base / name).mkdir()
+    (base / "7").write_text("a file")
+    assert set(find_versions(base)) == {1, 23}
+
+
+def test_polling_by_itself_finds_a_version(base, save_half_plus):
+    manager = ModelManager([ModelSettings("half", base)], poll_seconds=0.02)
+    manager.start()
+    try:
+        with pytest.raises(StatusError, match="Could not find any versions of model half"):
+            manager.status("half")
+        save_half_plus(base.with_name("staging"), 2.0).rename(base / "2")
+        deadline = time.monotonic() + 10
+        while not find_available(manager) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert half(manager, 0.0) == (2, [2.0])
+    finally:
+        manager.stop()
+    assert states(manager) == {2: "END"}
+
+
+def find_available(manager):
+    try:
+        return "AVAILABLE" in states(manager).values()
+    except StatusError:
+        return False

@@ -1,0 +1,122 @@
+import pytest
+
+from serving.model_server import flags
+from serving.model_server.core import VersionPolicy
+
+
+@pytest.fixture
+def base(tmp_path):
+    (tmp_path / "half").mkdir()
+    return tmp_path / "half"
+
+
+def test_defaults_are_those_of_the_real_server():
+    values = flags.parse_flags([])
+    assert (values["port"], values["rest_api_port"], values["model_name"]) == (8500, 0, "default")
+    assert values["file_system_poll_wait_seconds"] == 1
+    assert values["rest_api_timeout_in_ms"] == 30000
+
+
+def test_both_ways_of_writing_a_flag_are_read():
+    values = flags.parse_flags(
+        ["--port=2357", "-rest_api_port", "1113", "--enable_model_warmup=false", "--model_name", "m"]
+    )
+    assert (values["port"], values["rest_api_port"], values["model_name"]) == (2357, 1113, "m")
+    assert values["enable_model_warmup"] is False
+    values = flags.parse_flags(["--enable_serialization_as_tensor_content", "--port", "7"])
+    assert (values["enable_serialization_as_tensor_content"], values["port"]) == (True, 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--colour=red"], "unknown flag --colour"),
+        (["half"], "arguments are flags, --name=value, got 'half'"),
+        (["--"], "got '--'"),
+        (["--port=http"], "--port is a whole number, got 'http'"),
+        (["--port"], "--port needs a value"),
+        (["--port=70000"], "between 0 and 65535, got 70000"),
+        (["--port=7", "--rest_api_port=7"], "differ, got 7"),
+        (["--port=0"], "one of --port, --rest_api_port and --grpc_socket_path"),
+        (["--grpc_max_threads=0"], "--grpc_max_threads is at least 1, got 0"),
+        (["--max_num_load_retries=-1"], "--max_num_load_retries is at least 0, got -1"),
+        (["--enable_model_warmup=perhaps"], "--enable_model_warmup is true or false, got 'perhaps'"),
+        (["--enable_batching"], "--enable_batching=true"),
+        (["--enable_batching=true"], "--enable_batching=true"),
+        (["--ssl_config_file=x"], "--ssl_config_file=x is a flag of tensorflow_model_server that this server does not"),
+        (["--per_process_gpu_memory_fraction=0.5"], "--per_process_gpu_memory_fraction=0.5"),
+    ],
+)
+def test_a_wrong_flag_is_refused_by_name(arguments, words):
+    with pytest.raises(flags.UsageError) as refused:
+        flags.parse_flags(arguments)
+    assert words in str(refused.value)
+
+
+def test_what_is_not_honoured_may_be_given_its_default():
+    assert "enable_batching" not in flags.parse_flags(["--enable_batching=false", "--num_load_threads=0"])
+
+
+def test_one_model_comes_from_its_name_and_base_path(base):
+    (model,) = flags.models_from_flags(flags.parse_flags([f"--model_base_path={base}", "--model_name=half"]))
+    assert (model.name, model.base_path, model.policy) == ("half", base, VersionPolicy())
+
+
+def test_a_configuration_file_names_models_policies_and_labels(base, tmp_path):
+    config = tmp_path / "models.config"
+    config.write_text(
+        f"""model_config_list {{
+          config {{ name: "a" base_path: "{base}" model_platform: "tensorflow"
+                    model_version_policy {{ specific {{ versions: 2 versions: 3 }} }}
+                    version_labels {{ key: "stable" value: 2 }} }}
+          config {{ name: "b" base_path: "{base}" model_version_policy {{ latest {{ num_versions: 5 }} }} }}
+          config {{ name: "c" base_path: "{base}" model_version_policy {{ all {{}} }} }}
+        }}"""
+    )
+    first, second, third = flags.models_from_flags(flags.parse_flags([f"--model_config_file={config}"]))
+    assert first.policy == VersionPolicy("specific", versions=frozenset({2, 3}))
+    assert first.labels == {"stable": 2}
+    assert second.policy == VersionPolicy("latest", count=5)
+    assert third.policy == VersionPolicy("all")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nonsense", "is not a ModelServerConfig"),
+        ("", "at least one config"),
+        ('model_config_list { config { name: "a" base_path: "half" } }', "absolute path, got 'half'"),
+        (
+            'model_config_list { config { name: "a" base_path: "/nix/da" } }',
+            "'a': the base path is not a folder: /nix",
+        ),
+        ('model_config_list { config { name: "a/b" base_path: "/" } }', "has no '/' or ':', got 'a/b'"),
+        ('model_config_list { config { name: "" base_path: "/" } }', "not empty"),
+        ('model_config_list { config { name: "a" base_path: "/" model_platform: "caffe" } }', "got 'caffe'"),
+        ('model_config_list { config { name: "a" base_path: "/" } config { name: "a" base_path: "/" } }', "['a', 'a']"),
+        (
+            'model_config_list { config { name: "a" base_path: "/" model_version_policy { specific {} } } }',
+            "names at least one version",
+        ),
+    ],
+)
+def test_a_wrong_configuration_is_refused_with_what_it_says(tmp_path, text, words):
+    config = tmp_path / "models.config"
+    config.write_text(text)
+    with pytest.raises(flags.UsageError) as refused:
+        flags.read_model_config(config)
+    assert words in str(refused.value)
+
+
+def test_a_missing_configuration_or_model_is_named(tmp_path):
+    with pytest.raises(flags.UsageError, match="cannot be read: No such file"):
+        flags.read_model_config(tmp_path / "nix")
+    with pytest.raises(flags.UsageError, match="a model is needed"):
+        flags.models_from_flags(flags.parse_flags([]))
+    with pytest.raises(flags.UsageError, match=f"not a folder: {tmp_path}/nix"):
+        flags.models_from_flags(flags.parse_flags([f"--model_base_path={tmp_path}/nix"]))
+
+
+def test_help_names_every_flag():
+    for name in [*flags.FLAGS, *flags.NOT_HONOURED]:
+        assert f"--{name}" in flags.help_text()
