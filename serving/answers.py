@@ -1,0 +1,362 @@
+"""Text in, text out, inside a graph: what stands behind each signature, for the five models.
+
+Content never raises: text that is too long is cut to the model's length, an empty one has a start or an end token to
+look at.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import keras_seq
+from keras_seq import generation
+
+NUM_BEAMS = 4
+NUM_CANDIDATES = 5
+MAX_SOURCE = 512  # tokens of a source, where the model itself sets no bound
+
+
+class Rows:
+    """Ragged ids as a dense (b, t) with a mask; t >= 1 even for a batch of nothing."""
+
+    def __init__(self, rows: tf.RaggedTensor):
+        self.lengths = tf.cast(rows.row_lengths(), tf.int32)
+        width = tf.reduce_max(tf.concat([self.lengths, [1]], 0))
+        self.ids = rows.to_tensor(0, shape=tf.stack([rows.nrows(), tf.cast(width, tf.int64)]))
+        self.ids.set_shape([None, None])
+        self.mask = tf.sequence_mask(self.lengths, width)
+
+
+def _bracket(rows: tf.RaggedTensor, before: int | None, after: int | None) -> tf.RaggedTensor:
+    """One id put before, one after every row."""
+
+    def column(token_id: int) -> tf.RaggedTensor:
+        return tf.RaggedTensor.from_tensor(tf.fill([rows.nrows(), 1], token_id))
+
+    parts = ([] if before is None else [column(before)]) + [rows] + ([] if after is None else [column(after)])
+    return tf.concat(parts, axis=1)
+
+
+def _log_probability(logits_btv: tf.Tensor, labels_bt: tf.Tensor, mask_bt: tf.Tensor) -> tf.Tensor:
+    nll_bt = tf.nn.sparse_softmax_cross_entropy_with_logits(labels_bt, logits_btv)
+    return -tf.reduce_sum(nll_bt * tf.cast(mask_bt, nll_bt.dtype), axis=1)
+
+
+def _detokenize(tokenizer: Any, written: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Strings of what was written; where nothing was, -1: 0 is a token in a vocabulary without padding, as GPT-2's."""
+    ids = written["token_ids"]
+    mask = tf.sequence_mask(written["lengths"], tf.shape(ids)[-1])
+    return tokenizer.detokenize(tf.where(mask, ids, -1))
+
+
+def _pair_mask(attention_bts: tf.Tensor, asking_bt: tf.Tensor) -> tf.Tensor:
+    """Zero attention where nobody asks: padding of floats is 0.0."""
+    return attention_bts * tf.cast(asking_bt, attention_bts.dtype)[:, :, None]
+
+
+class Translator:
+    """Answers of Seq2Seq, AttentionSeq2Seq and Transformer.
+
+    Args:
+        model: one of the three.
+        tokenizer: of the source.
+        target_tokenizer: of the target.
+        max_new_tokens: the most tokens of a translation, the end counted.
+    """
+
+    kind = "translator"
+
+    def __init__(self, model: Any, tokenizer: Any, target_tokenizer: Any, max_new_tokens: int):
+        self.model, self.tokenizer, self.target_tokenizer = model, tokenizer, target_tokenizer
+        self.limit = getattr(model, "max_sequence_length", MAX_SOURCE)
+        self.max_new_tokens = min(max_new_tokens, self.limit)
+        self.attention_model = model.attention_model
+
+    def _source(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], Rows]:
+        rows = Rows(_bracket(self.tokenizer.tokenize(text)[:, : self.limit - 1], None, self.tokenizer.end_token_id))
+        return {"encoder_token_ids": rows.ids, "encoder_padding_mask": rows.mask}, rows
+
+    def _write(self, inputs: dict[str, tf.Tensor], sampler: Any = None, limits: tf.Tensor | None = None) -> dict:
+        target = self.target_tokenizer
+        return generation.decode(
+            self.model, inputs, self.max_new_tokens, target.end_token_id, target.start_token_id, sampler, limits
+        )
+
+    def translate(self, text: tf.Tensor) -> tuple:
+        """Greedy translations."""
+        return (_detokenize(self.target_tokenizer, self._write(self._source(text)[0])),)
+
+    def translate_beam(self, text: tf.Tensor, length_penalty: tf.Tensor, max_new_tokens: tf.Tensor) -> tuple:
+        """The best translations (b, beams) and their summed log-probabilities, best first."""
+        sampler = keras_seq.BeamSampler(NUM_BEAMS, length_penalty)
+        written = self._write(self._source(text)[0], sampler, max_new_tokens)
+        return _detokenize(self.target_tokenizer, written), written["scores"]
+
+    def score(self, text: tf.Tensor, translation: tf.Tensor) -> tuple:
+        """Summed log-probability of a given translation, and its number of tokens, the end counted."""
+        target = self.target_tokenizer
+        ids = target.tokenize(translation)[:, : self.limit - 1]
+        asked, told = Rows(_bracket(ids, None, target.end_token_id)), Rows(_bracket(ids, target.start_token_id, None))
+        inputs = {**self._source(text)[0], "decoder_token_ids": told.ids, "decoder_padding_mask": told.mask}
+        return _log_probability(self.model(inputs, training=False), asked.ids, asked.mask), asked.lengths
+
+    def explain(self, text: tf.Tensor) -> tuple:
+        """Greedy translations with the tokens and, for each target token, what it looked at in the source."""
+        inputs, source = self._source(text)
+        written = self._write(inputs)
+        longest = tf.reduce_max(tf.concat([written["lengths"], [1]], 0))
+        ids_bt = written["token_ids"][:, :longest]
+        mask_bt = tf.sequence_mask(written["lengths"], longest)
+        started_bt = tf.concat([tf.fill([tf.shape(ids_bt)[0], 1], self.target_tokenizer.start_token_id), ids_bt], 1)
+        # The same weights as step by step, once more all at once.
+        attention_bts = self.attention_model(
+            {**inputs, "decoder_token_ids": started_bt[:, :-1], "decoder_padding_mask": mask_bt}, training=False
+        )
+        source_tokens = tf.where(source.mask, self.tokenizer.ids_to_tokens(source.ids), "")
+        target_tokens = tf.where(mask_bt, self.target_tokenizer.ids_to_tokens(ids_bt), "")
+        translation = _detokenize(self.target_tokenizer, written)
+        return translation, source_tokens, target_tokens, _pair_mask(attention_bts, mask_bt)
+
+
+class LanguageModel:
+    """Answers of GPT. A prompt that leaves no room is cut at its beginning: a completion goes on from its end.
+
+    Args:
+        model: a GPT.
+        tokenizer: with a start and an end token.
+        max_new_tokens: the most tokens of a completion, the end counted; at most half the model's positions.
+    """
+
+    kind = "language_model"
+
+    def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int):
+        self.model, self.tokenizer = model, tokenizer
+        self.limit = model.max_sequence_length
+        self.max_new_tokens = max(1, min(max_new_tokens, self.limit // 2))
+        self.attention_model = model.attention_model
+
+    def _write(self, text: tf.Tensor, sampler: Any = None, limits: tf.Tensor | None = None) -> dict:
+        rows = self.tokenizer.tokenize(text)[:, -(self.limit - self.max_new_tokens - 1) :]
+        prompt = Rows(_bracket(rows, self.tokenizer.start_token_id, None))
+        inputs = {"token_ids": prompt.ids, "padding_mask": prompt.mask}
+        end = self.tokenizer.end_token_id
+        return generation.decode(self.model, inputs, self.max_new_tokens, end, None, sampler, limits)
+
+    def complete(self, text: tf.Tensor) -> tuple:
+        """Greedy completions, without the prompt."""
+        return (_detokenize(self.tokenizer, self._write(text)),)
+
+    def sample(self, text, max_new_tokens, temperature, top_k, top_p, seed) -> tuple:
+        """Drawn completions and their summed log-probability under the untempered model."""
+        written = self._write(text, keras_seq.RandomSampler(temperature, top_k, top_p, seed), max_new_tokens)
+        return _detokenize(self.tokenizer, written), written["scores"]
+
+    def score(self, text: tf.Tensor) -> tuple:
+        """Summed log-probability of a text, and its number of tokens, the end counted."""
+        ids = self.tokenizer.tokenize(text)[:, : self.limit - 1]
+        told = Rows(_bracket(ids, self.tokenizer.start_token_id, None))
+        asked = Rows(_bracket(ids, None, self.tokenizer.end_token_id))
+        logits = self.model({"token_ids": told.ids, "padding_mask": told.mask}, training=False)
+        return _log_probability(logits, asked.ids, asked.mask), asked.lengths
+
+    def explain(self, text: tf.Tensor) -> tuple:
+        """The tokens, start included, and what each looked at."""
+        rows = Rows(_bracket(self.tokenizer.tokenize(text)[:, : self.limit - 1], self.tokenizer.start_token_id, None))
+        attention = self.attention_model({"token_ids": rows.ids, "padding_mask": rows.mask}, training=False)
+        return tf.where(rows.mask, self.tokenizer.ids_to_tokens(rows.ids), ""), _pair_mask(attention, rows.mask)
+
+
+class _BERTText:
+    """Text as BERT reads it: [CLS] text [SEP], or [CLS] first [SEP] second [SEP]; abstract."""
+
+    model: Any
+    tokenizer: Any
+    limit: int
+
+    def _inputs(self, *parts: tf.RaggedTensor) -> tuple[dict[str, tf.Tensor], Rows]:
+        start, end = self.tokenizer.start_token_id, self.tokenizer.end_token_id
+        ragged = [_bracket(part, None if i else start, end) for i, part in enumerate(parts)]
+        segments = [tf.ones_like(part) * i for i, part in enumerate(ragged)]
+        rows = Rows(tf.concat(ragged, axis=1))
+        inputs = {
+            "token_ids": rows.ids,
+            "segment_ids": Rows(tf.concat(segments, axis=1)).ids,
+            "padding_mask": rows.mask,
+        }
+        return inputs, rows
+
+    def _text(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], Rows]:
+        return self._inputs(self.tokenizer.tokenize(text)[:, : self.limit - 2])
+
+
+class MaskedLanguageModel(_BERTText):
+    """Answers of a pre-trained BERT.
+
+    Args:
+        model: a BERTForPreTraining.
+        tokenizer: with a mask token.
+    """
+
+    kind = "masked_language_model"
+
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model, self.tokenizer = model, tokenizer
+        self.limit = model.backbone.max_sequence_length
+        self.mask_token = tokenizer.id_to_token(tokenizer.mask_token_id)
+        ids = ("pad", "start", "end", "unknown", "mask")
+        special = {getattr(tokenizer, f"{name}_token_id") for name in ids}
+        # A blank is filled with a word, never with a token that stands for none.
+        self.wordless_v = np.array([i in special for i in range(tokenizer.vocabulary_size)])
+        shown = (tokenizer.id_to_token(i) for i in range(tokenizer.vocabulary_size))
+        self.words_v = np.array([token.removeprefix("##").encode() for token in shown], dtype=object)
+
+    def _guesses(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Probabilities (b, p, v) at the blanks of each row, and how many there are (b,)."""
+        inputs, rows = self._text(text)
+        blank_bt = rows.ids == self.tokenizer.mask_token_id
+        places = tf.RaggedTensor.from_row_lengths(
+            tf.cast(tf.where(blank_bt)[:, 1], tf.int32), tf.reduce_sum(tf.cast(blank_bt, tf.int64), axis=1)
+        )
+        places_bp = Rows(places)
+        logits = self.model({**inputs, "mask_positions": places_bp.ids}, training=False)["masked_lm"]
+        return tf.where(tf.constant(self.wordless_v), 0.0, tf.nn.softmax(logits)), places_bp.lengths
+
+    def fill_mask(self, text: tf.Tensor) -> tuple:
+        """The text with every blank filled with its likeliest word; without a blank, the text as it came."""
+        probabilities_bpv, counts_b = self._guesses(text)
+        words_bp = tf.gather(tf.constant(self.words_v), tf.argmax(probabilities_bpv, axis=-1))
+        pieces = tf.strings.split(text, self.mask_token)
+        between_b1 = tf.cast(pieces.row_lengths(), tf.int32)[:, None] - 1
+        pieces_bm = pieces.to_tensor("")
+        place_m = tf.range(tf.shape(pieces_bm)[1])[None]
+        # A blank beyond the model's length stays.
+        known_bm = place_m < tf.minimum(counts_b[:, None], between_b1)
+        width = tf.minimum(tf.shape(words_bp)[1] - 1, place_m)
+        words_bm = tf.gather(words_bp, tf.tile(width, [tf.shape(words_bp)[0], 1]), batch_dims=1)
+        fillers_bm = tf.where(known_bm, words_bm, tf.where(place_m < between_b1, self.mask_token, ""))
+        return (tf.strings.reduce_join(pieces_bm + fillers_bm, axis=1),)
+
+    def candidates(self, text: tf.Tensor) -> tuple:
+        """The likeliest words (b, 5) for the first blank and their probabilities; without one "" and 0.0."""
+        probabilities_bpv, counts_b = self._guesses(text)
+        best_bk, ids_bk = tf.math.top_k(probabilities_bpv[:, 0], NUM_CANDIDATES)
+        there_b1 = counts_b[:, None] > 0
+        return tf.where(there_b1, tf.gather(tf.constant(self.words_v), ids_bk), ""), tf.where(there_b1, best_bk, 0.0)
+
+    def embed(self, text: tf.Tensor) -> tuple:
+        """The mean of the sequence output over real positions (b, d)."""
+        inputs, rows = self._text(text)
+        output_btd = tf.cast(self.model.backbone(inputs, training=False)["sequence_output"], tf.float32)
+        weights_bt1 = tf.cast(rows.mask, tf.float32)[:, :, None]
+        return (tf.reduce_sum(output_btd * weights_bt1, axis=1) / tf.reduce_sum(weights_bt1, axis=1),)
+
+    def next_sentence(self, first: tf.Tensor, second: tf.Tensor) -> tuple:
+        """The probability that the second text follows the first."""
+        half = (self.limit - 3) // 2
+        inputs, rows = self._inputs(*(self.tokenizer.tokenize(text)[:, :half] for text in (first, second)))
+        inputs["mask_positions"] = tf.zeros_like(rows.ids[:, :1])
+        return (tf.nn.softmax(self.model(inputs, training=False)["next_sentence"])[:, 1],)
+
+
+class Classifier(_BERTText):
+    """Answers of a fine-tuned BERT.
+
+    Args:
+        model: a BERTClassifier.
+        tokenizer: the one it was trained with.
+        labels: names of the classes.
+    """
+
+    kind = "classifier"
+
+    def __init__(self, model: Any, tokenizer: Any, labels: list[str]):
+        self.model, self.tokenizer, self.labels = model, tokenizer, labels
+        self.limit = model.backbone.max_sequence_length
+        self.attention_model = model.attention_model
+
+    def _logits(self, text: tf.Tensor) -> tf.Tensor:
+        return self.model(self._text(text)[0], training=False)
+
+    def classify(self, text: tf.Tensor) -> tuple:
+        """The likeliest label."""
+        return (tf.gather(tf.constant(self.labels), tf.argmax(self._logits(text), axis=-1)),)
+
+    def probabilities(self, text: tf.Tensor) -> tuple:
+        """All labels and their probabilities (b, classes)."""
+        probabilities_bc = tf.nn.softmax(self._logits(text))
+        return tf.tile(tf.constant(self.labels)[None], [tf.shape(probabilities_bc)[0], 1]), probabilities_bc
+
+    def examples(self, inputs: tf.Tensor) -> tuple:
+        """`probabilities` of serialized tf.Examples with a bytes feature "text"; without it the text is empty."""
+        feature = {"text": tf.io.FixedLenFeature([], tf.string, default_value="")}
+        return self.probabilities(tf.io.parse_example(inputs, feature)["text"])
+
+    def explain(self, text: tf.Tensor) -> tuple:
+        """The tokens, and what each looked at."""
+        inputs, rows = self._text(text)
+        attention = self.attention_model(inputs, training=False)
+        return tf.where(rows.mask, self.tokenizer.ids_to_tokens(rows.ids), ""), _pair_mask(attention, rows.mask)
+
+
+def answers_for(
+    model: Any, tokenizer: Any, target_tokenizer: Any = None, labels: list[str] | None = None, max_new_tokens: int = 64
+) -> Any:
+    """The answers of a model of ours.
+
+    Raises:
+        ValueError: a model that is not ours, a tokenizer that lacks a token the model needs or has another number of
+            tokens, labels that are not one a class, max_new_tokens < 1.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"export_model needs max_new_tokens >= 1, got max_new_tokens={max_new_tokens!r}.")
+    builders: dict[type, Callable] = {
+        keras_seq.Seq2Seq: _translator,
+        keras_seq.AttentionSeq2Seq: _translator,
+        keras_seq.Transformer: _translator,
+        keras_seq.GPT: _language_model,
+        keras_seq.BERTForPreTraining: _masked_language_model,
+        keras_seq.BERTClassifier: _classifier,
+    }
+    if type(model) not in builders:
+        known = ", ".join(cls.__name__ for cls in builders)
+        raise ValueError(f"export_model needs one of {known}, got {type(model).__name__}.")
+    return builders[type(model)](model, tokenizer, target_tokenizer, labels, max_new_tokens)
+
+
+def _fits(tokenizer: Any, size: int, which: str, *tokens: str) -> None:
+    if tokenizer is None:
+        raise ValueError(f"export_model needs a {which} for this model, got None.")
+    if tokenizer.vocabulary_size != size:
+        raise ValueError(f"The model has {size} tokens where its {which} has {tokenizer.vocabulary_size}.")
+    for token in tokens:
+        if getattr(tokenizer, f"{token}_token_id") is None:
+            raise ValueError(f"The model needs a {which} with a {token} token, which this one lacks.")
+
+
+def _translator(model, tokenizer, target_tokenizer, labels, max_new_tokens):
+    target_tokenizer = tokenizer if target_tokenizer is None else target_tokenizer
+    _fits(tokenizer, model.source_vocabulary_size, "tokenizer", "end")
+    _fits(target_tokenizer, model.target_vocabulary_size, "target_tokenizer", "start", "end")
+    return Translator(model, tokenizer, target_tokenizer, max_new_tokens)
+
+
+def _language_model(model, tokenizer, target_tokenizer, labels, max_new_tokens):
+    _fits(tokenizer, model.vocabulary_size, "tokenizer", "start", "end")
+    if model.max_sequence_length < 4:
+        raise ValueError(f"export_model needs a GPT of 4 positions or more, got {model.max_sequence_length}.")
+    return LanguageModel(model, tokenizer, max_new_tokens)
+
+
+def _masked_language_model(model, tokenizer, target_tokenizer, labels, max_new_tokens):
+    _fits(tokenizer, model.backbone.vocabulary_size, "tokenizer", "start", "end", "mask")
+    return MaskedLanguageModel(model, tokenizer)
+
+
+def _classifier(model, tokenizer, target_tokenizer, labels, max_new_tokens):
+    _fits(tokenizer, model.backbone.vocabulary_size, "tokenizer", "start", "end")
+    labels = [str(i) for i in range(model.num_classes)] if labels is None else list(labels)
+    if len(labels) != model.num_classes:
+        raise ValueError(f"export_model needs {model.num_classes} labels, one a class, got {len(labels)}: {labels!r}.")
+    return Classifier(model, tokenizer, labels)

@@ -1,0 +1,223 @@
+"""Every export, reloaded, read and served: what it answers is what the live model answers."""
+
+import json
+import os
+
+import httpx
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+from tiny_models import NAMES, build
+
+import keras_seq
+from serving import export_model
+from serving.answers import answers_for
+from serving.check import check
+from serving.client import Client
+from serving.export import ExportError, _compare, _function, export_run
+from serving.model_server.core import ModelSettings
+from serving.model_server.server import ModelServer
+from serving.signatures import INPUT_DTYPES, OPTION_DEFAULTS, SIGNATURES
+
+TEXTS = ["the old cook", "", "i am a student that she likes [MASK]", "the cats are not good ?"]
+ROOM = 11  # new tokens an answer
+
+
+@pytest.fixture(scope="session")
+def tiny_exports(tmp_path_factory):
+    """A folder with one version of each of the six models."""
+    folder = tmp_path_factory.mktemp("served") / "exports"
+    for name in NAMES:
+        export_model(**build(name), folder=folder / name, max_new_tokens=ROOM)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clients(tiny_exports, free_port):
+    """A REST and a gRPC client of an embedded server over the six."""
+    port, rest_api_port = free_port(), free_port()
+    models = [ModelSettings(name, tiny_exports / name) for name in NAMES]
+    server = ModelServer(models, host="127.0.0.1", port=port, rest_api_port=rest_api_port)
+    server.start()
+    with Client(port=port, transport="grpc") as grpc, Client(rest_api_port=rest_api_port) as rest:
+        yield rest, grpc
+    server.stop()
+
+
+def inputs_for(signature, texts):
+    """A batch of texts with an option a row, all different."""
+    rows = range(len(texts))
+    options = {
+        "max_new_tokens": [3 + row for row in rows],
+        "temperature": [0.5 + 0.25 * row for row in rows],
+        "top_k": [0, 5, 0, 3][: len(texts)],
+        "top_p": [1.0, 1.0, 0.75, 0.5][: len(texts)],
+        "seed": [2 + 3 * row for row in rows],
+        "length_penalty": [0.5 * row for row in rows],
+    }
+    second = texts[1:] + texts[:1]
+    return {
+        name: options.get(name, second if name in ("second", "translation") else texts) for name in signature.inputs
+    }
+
+
+def cut(value, like):
+    """A padded answer without the padding that a longer companion brought; `like` has the shape that stays."""
+    array = np.asarray(value)
+    return array[tuple(slice(size) for size in np.asarray(like).shape)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_served_equals_live_over_rest_and_grpc_alone_and_in_a_batch(name, clients):
+    rest, grpc = clients
+    given = answers_for(**build(name), max_new_tokens=ROOM)
+    for key, signature in SIGNATURES[given.kind].items():
+        if signature.function == "examples":
+            continue  # bytes of protobufs; test_classify_examples asks it
+        asked = inputs_for(signature, TEXTS)
+        function = _function(given, signature)
+        live = function(**{one: tf.constant(row, INPUT_DTYPES.get(one, "string")) for one, row in asked.items()})
+        together = [client.predict(name, asked, key) for client in (rest, grpc)]
+        for output in signature.outputs:
+            expected = live[output].numpy()
+            if expected.dtype == object:
+                expected = np.vectorize(bytes.decode, otypes=[object])(expected)
+            for told in together:
+                same(f"{output} of {key}", expected, told[output])
+        for row in range(len(TEXTS)):
+            alone = rest.predict(name, {one: [values[row]] for one, values in asked.items()}, key)
+            for output in signature.outputs:
+                same(f"{output} of {key}, row {row}", cut(together[0][output][row], alone[output][0]), alone[output][0])
+
+
+def same(what, expected, told):
+    expected, told = np.asarray(expected), np.asarray(told)
+    assert expected.shape == told.shape, what
+    if expected.dtype.kind == "f":
+        np.testing.assert_allclose(expected, told, atol=1e-5, rtol=1e-5, err_msg=what)
+    else:
+        assert expected.tolist() == told.tolist(), what
+
+
+def test_classify_examples_are_answered_as_their_text(clients):
+    _, grpc = clients
+    feature = {"text": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"the old cook"]))}
+    example = tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+    told = grpc.predict("classifier", [example], "examples")
+    plain = grpc.predict("classifier", ["the old cook"], "probabilities")
+    assert told["classes"] == plain["labels"] == [["bad", "good", "neither"]]
+    np.testing.assert_allclose(told["scores"], plain["probabilities"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_text_gets_an_answer_and_the_server_goes_on(name, clients):
+    rest, grpc = clients
+    hostile = [b"\xff\xfe", b"\x00 cook", "\U0001f600 \u202e".encode(), b"a" * 1_000_000, b"the cook " * 111_111]
+    (over_grpc,) = grpc.predict(name, hostile).values()
+    (over_rest,) = rest.predict(name, hostile).values()
+    assert over_grpc == over_rest and len(over_grpc) == len(hostile)
+    assert rest.predict(name, ["the old cook"]) == grpc.predict(name, ["the old cook"])
+
+
+def test_the_plain_forms_of_the_contract_answer(clients):
+    rest, _ = clients
+    url = f"{rest._transport._http.base_url}/v1/models/transformer:predict"
+    row = httpx.post(url, json={"instances": ["the old cook"]}, trust_env=False).json()
+    column = httpx.post(url, json={"inputs": ["the old cook"]}, trust_env=False).json()
+    assert list(row) == ["predictions"] and list(column) == ["outputs"]
+    assert row["predictions"] == column["outputs"] == rest.predict("transformer", ["the old cook"])["translation"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_export_holds_what_the_stock_server_runs_and_the_contract_s_table(name, tiny_exports):
+    contents = check(tiny_exports / name / "1")
+    assert contents.problems == []
+    assert not [op for op in contents.operations if "Mutable" in op or "Xla" in op or "PyFunc" in op]
+    kind = answers_for(**build(name)).kind
+    assert set(contents.signatures) == set(SIGNATURES[kind])
+    for key, signature in SIGNATURES[kind].items():
+        inputs, outputs = contents.signatures[key]
+        assert set(inputs) == set(signature.inputs) and set(outputs) == set(signature.outputs)
+        assert all(what.split(" ", 1)[1].startswith("(b") for what in (inputs | outputs).values())
+        for one in set(inputs) & set(OPTION_DEFAULTS):
+            assert inputs[one] == f"{INPUT_DTYPES[one]} (b)"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_manifest_and_warm_up_stand_beside_the_model(name, tiny_exports):
+    folder = tiny_exports / name / "1" / "assets.extra"
+    manifest = json.loads((folder / "keras_seq.json").read_text("utf-8"))
+    given = build(name)
+    assert manifest["model"] == type(given["model"]).__name__
+    assert manifest["parameters"] == given["model"].count_params()
+    assert manifest["fingerprints"]["tokenizer"] == given["tokenizer"].fingerprint
+    assert manifest["versions"]["tensorflow"] == tf.__version__
+    kind = answers_for(**given).kind
+    records = tf.data.TFRecordDataset(str(folder / "tf_serving_warmup_requests"))
+    logs = [prediction_log_pb2.PredictionLog.FromString(record.numpy()) for record in records]
+    asked = [getattr(log, log.WhichOneof("log_type")).request.model_spec.signature_name for log in logs]
+    assert sorted(asked) == sorted(manifest["signatures"]) == sorted(SIGNATURES[kind])
+
+
+def test_versions_count_up_and_none_is_overwritten(tiny_exports, tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.export._compare", lambda *_: None)  # the comparison is not the point here
+    given = {**build("gpt"), "folder": tmp_path / "a folder" / "exports" / "gpt", "max_new_tokens": 2}
+    assert export_model(**given).name == "1"
+    assert export_model(**given, version=7).name == "7"
+    assert export_model(**given).name == "8"
+    before = (tmp_path / "a folder/exports/gpt/7/saved_model.pb").read_bytes()
+    with pytest.raises(FileExistsError, match=r"Version 7 is in .* already"):
+        export_model(**given, version=7)
+    with pytest.raises(ValueError, match=r"version >= 1, got version=0"):
+        export_model(**given, version=0)
+    assert (tmp_path / "a folder/exports/gpt/7/saved_model.pb").read_bytes() == before
+
+
+def test_an_export_that_fails_its_comparison_leaves_nothing(tmp_path, monkeypatch):
+    seen = []
+
+    def fail(staging, live):
+        seen.append(staging)
+        raise ExportError("it differs")
+
+    monkeypatch.setattr("serving.export._compare", fail)
+    with pytest.raises(ExportError, match="it differs"):
+        export_model(**build("gpt"), folder=tmp_path / "exports" / "gpt")
+    assert seen[0].parent == tmp_path, "staging lies outside the folder that is served"
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_comparison_sees_a_changed_weight(tmp_path):
+    given = build("seq2seq")
+    place = export_model(**given, folder=tmp_path / "exports" / "x", max_new_tokens=5)
+    changed = answers_for(**given, max_new_tokens=5)
+    changed.model.logits.bias.assign(changed.model.logits.bias + np.linspace(-7, 7, changed.model.logits.units))
+    probe = {"text": tf.constant(["the old cook", ""])}
+    live = {"translate": (probe, _function(changed, SIGNATURES["translator"]["translate"])(**probe))}
+    with pytest.raises(ExportError, match="differs from the live model in translation of translate"):
+        _compare(place, live)
+
+
+def test_a_user_s_own_model_trained_by_fit_is_served_as_it_predicts(tmp_path):
+    given = build("classifier")
+    tokenizer, model = given["tokenizer"], given["model"]
+    ids = tokenizer.tokenize(["the old cook", "i am a student"]).to_tensor(0)
+    ids = tf.pad(ids, [[0, 0], [1, 1]], constant_values=tokenizer.end_token_id)
+    inputs = {"token_ids": ids, "segment_ids": tf.zeros_like(ids), "padding_mask": tf.ones_like(ids, tf.bool)}
+    model.compile("adam", keras_seq.TokenCrossentropy(), jit_compile=False)
+    model.fit(inputs, np.array([0, 2]), epochs=2, verbose=0)
+    place = export_model(model, tmp_path / "exports" / "mine", tokenizer, labels=given["labels"])
+    assert place == tmp_path / "exports" / "mine" / "1"
+    loaded = tf.saved_model.load(str(place)).signatures["probabilities"](text=tf.constant(["the cook"]))
+    live = answers_for(**given).probabilities(tf.constant(["the cook"]))[1]
+    np.testing.assert_allclose(loaded["probabilities"], live, atol=1e-5)
+
+
+def test_a_missing_or_unfinished_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no run folder .*nowhere"):
+        export_run(tmp_path / "nowhere", tmp_path / "exports" / "x")
+    (tmp_path / "half").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"A finished run has recipe.json, which is not in .*half"):
+        export_run(tmp_path / "half", tmp_path / "exports" / "x")
