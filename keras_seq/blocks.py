@@ -161,7 +161,7 @@ class _Block(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_seq")
 class EncoderBlock(_Block):
-    """Self-attention over all positions at once, then feed-forward, each in a residual connection.
+    """Self-attention over all positions at once, then feed-forward: y = Residual(x, attend(x)), Residual(y, feed(y)).
 
     Vaswani et al. 2017, section 3.1.
 
@@ -202,11 +202,11 @@ class EncoderBlock(_Block):
 
 @keras.saving.register_keras_serializable("keras_seq")
 class DecoderBlock(_Block):
-    """Self-attention that does not look ahead, attention over a memory if there is one, then feed-forward.
+    """Self-attention that does not look ahead, attention over a memory if there is one, then feed-forward:
+    y = Residual(x, attend(x)), z = Residual(y, attend(y, memory)), Residual(z, feed(z)).
 
     Vaswani et al. 2017, section 3.1; without a memory it is GPT's block (Radford et al. 2018, section 3.1). Whether
-    there
-    is a memory is settled by the first call. The same path decodes step by step: `cache` and `position` as in
+    there is a memory is settled by the first call. The same path decodes step by step: `cache` and `position` as in
     MultiHeadAttention.
 
     Shapes:

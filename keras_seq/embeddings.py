@@ -6,9 +6,10 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("keras_seq")
 class TokenEmbedding(keras.layers.Layer):
-    """A vector for each token; with `reverse=True` the logits of a hidden state under the same table.
+    """A vector for each token: E[id], times sqrt(d) if `scale`; with `reverse=True` the logits of a hidden state, x
+    E^T.
 
-    Tied weights: Press and Wolf 2017; scaling by sqrt(d): Vaswani et al. 2017, section 3.4.
+    Tied weights: Press and Wolf 2017, section 2; scaling by sqrt(d): Vaswani et al. 2017, section 3.4.
 
     Shapes:
         token ids (b, t) int32 -> (b, t, d); reversed: (b, t, d) -> logits (b, t, v) float32.

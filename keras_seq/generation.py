@@ -71,9 +71,8 @@ def generate(model, inputs, max_new_tokens, end_token_id, start_token_id=None, s
         model. BeamSampler adds an axis, best first: (b, num_beams, n), (b, num_beams), (b, num_beams).
 
     Raises:
-        ValueError: max_new_tokens < 1, num_beams < 1, seeds that are not one a row, no start token for a model
-        without a
-            prompt, an input that is missing, or more positions than the model has.
+        ValueError: max_new_tokens < 1, num_beams < 1, options that are not one a row, no start token for a model
+            without a prompt, an input that is missing, or more positions than the model has.
     """
     sampler = GreedySampler() if sampler is None else sampler
     if max_new_tokens < 1:
@@ -89,9 +88,12 @@ def generate(model, inputs, max_new_tokens, end_token_id, start_token_id=None, s
     options, sampler_key = _options(sampler, batch)
     key = (sampler_key, max_new_tokens, end_token_id, start_token_id)
 
+    # Weakly: the function is kept for as long as the model lives, and would else keep it alive.
+    model_reference = weakref.ref(model)
+
     def run(inputs, options):
         chosen = dataclasses.replace(sampler, **options)
-        return decode(model, inputs, max_new_tokens, end_token_id, start_token_id, chosen)
+        return decode(model_reference(), inputs, max_new_tokens, end_token_id, start_token_id, chosen)
 
     functions = _COMPILED.setdefault(model, {})
     if key not in functions:
@@ -178,6 +180,8 @@ def _draw(logits_bv, uniform_b, sampler):
     likelihood."""
     temperature_b1 = ops.cast(sampler.temperature, "float32")[:, None]
     safe_b1 = ops.where(temperature_b1 > 0, temperature_b1, 1.0)
+    # The greatest taken away first: divided by a tiny temperature it would be infinite, and the softmax not a number.
+    logits_bv = logits_bv - ops.max(logits_bv, axis=-1, keepdims=True)
     sorted_bv, ids_bv = ops.top_k(logits_bv / safe_b1, logits_bv.shape[-1])
     ranks_v = ops.arange(logits_bv.shape[-1])[None]
     top_k_b1 = ops.cast(sampler.top_k, "int32")[:, None]
@@ -229,8 +233,7 @@ def _one_by_one(model, state, first_b, max_new_tokens, end_token_id, choose, lim
 
 def _beam_search(model, state, first_b, max_new_tokens, end_token_id, sampler, limits_b):
     """Beams of all rows side by side; w beams a row, so that a state has b * w rows. What is the same for all beams
-    of a
-    row at every step (under "memory") is repeated once and never reordered."""
+    of a row at every step (under "memory") is repeated once and never reordered."""
     width = sampler.num_beams
     penalty_b1 = ops.cast(sampler.length_penalty, "float32")[:, None]
     batch = ops.shape(first_b)[0]

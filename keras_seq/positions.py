@@ -46,7 +46,7 @@ class SinePositionEncoding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_seq")
 class PositionEmbedding(keras.layers.Layer):
-    """A learned vector for each position up to a greatest one.
+    """A learned vector for each position up to a greatest one: P[position].
 
     Gehring et al. 2017, section 3.1; Devlin et al. 2019, section 3; Radford et al. 2018, section 3.1.
 

@@ -20,8 +20,8 @@ def _as(layer, variable):
 class LSTMCell(keras.layers.Layer):
     """One step of a long short-term memory: c' = f c + i tanh(.), h' = o tanh(c').
 
-    Hochreiter and Schmidhuber 1997; forget gate: Gers et al. 2000, with its bias starting at 1. Gates in Keras' order
-    i, f, c, o.
+    Hochreiter and Schmidhuber 1997, section 4; forget gate: Gers et al. 2000, section 3, with its bias starting at 1.
+    Gates in Keras' order i, f, c, o.
 
     Shapes:
         x (b, d), state: h and c, each (b, u) -> new state.

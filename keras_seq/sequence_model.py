@@ -22,12 +22,18 @@ def mean_over_heads(weights_bhts):
 
 
 def check_length(model, length, limit):
-    """A door keeps no more positions than the model has."""
-    if isinstance(length, int) and length > limit:
+    """No more positions are read or kept than the model has; `limit` None: it has no bound."""
+    if limit is not None and isinstance(length, int) and length > limit:
         name = type(model).__name__
         raise ValueError(
             f"{name} has max_sequence_length={limit} positions, prompt included, got a request for length={length}."
         )
+
+
+def check_layers(name, num_layers):
+    """The last layer's attention is an output of every model, so there must be one."""
+    if num_layers < 1:
+        raise ValueError(f"{name} needs num_layers >= 1, got num_layers={num_layers!r}.")
 
 
 class SequenceModel(keras.Model):
@@ -45,11 +51,13 @@ class SequenceModel(keras.Model):
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
         self.dtype_policy = keras.dtype_policies.get(dtype)
         self._views = (hidden, attention)
+        self._positions = getattr(self, "max_sequence_length", None)
 
     def __call__(self, inputs, *args, **kwargs):
         # Keras refuses NumPy ids beside a tensor as mask in one call: converted here, at the door.
         if isinstance(inputs, dict) and not any(isinstance(one, keras.KerasTensor) for one in inputs.values()):
             inputs = {name: ops.convert_to_tensor(one) for name, one in inputs.items()}
+            check_length(self, max(one.shape[1] or 0 for one in inputs.values()), self._positions)
         return super().__call__(inputs, *args, **kwargs)
 
     @property

@@ -7,7 +7,7 @@ from keras_seq.blocks import EncoderBlock
 from keras_seq.embeddings import TokenEmbedding
 from keras_seq.heads import ClassificationHead, MaskedLMHead
 from keras_seq.positions import PositionEmbedding
-from keras_seq.sequence_model import SequenceModel, mean_over_heads, token_inputs
+from keras_seq.sequence_model import SequenceModel, check_layers, mean_over_heads, token_inputs
 
 INPUTS = ("token_ids", "segment_ids", "padding_mask")
 
@@ -50,6 +50,7 @@ class BERT(SequenceModel):
         num_segments=2,
         **kwargs,
     ):
+        check_layers("BERT", num_layers)
         self.vocabulary_size = vocabulary_size
         self.num_layers = num_layers
         self.num_heads = num_heads

@@ -7,7 +7,7 @@ from keras_seq import backend, masks
 from keras_seq.blocks import DecoderBlock
 from keras_seq.embeddings import TokenEmbedding
 from keras_seq.positions import PositionEmbedding
-from keras_seq.sequence_model import GenerativeModel, check_length, mean_over_heads, token_inputs
+from keras_seq.sequence_model import GenerativeModel, check_layers, check_length, mean_over_heads, token_inputs
 
 
 @keras.saving.register_keras_serializable("keras_seq")
@@ -15,8 +15,7 @@ class GPT(GenerativeModel):
     """The Transformer's decoder alone, a language model: p(token | all tokens before it).
 
     Radford et al. 2018, section 3.1 (`normalize_first=False`); Radford et al. 2019, section 2.3 (the default). Logits
-    are
-    tied to the token embedding.
+    are tied to the token embedding.
 
     Shapes:
         token_ids, padding_mask (b, t) -> logits (b, t, v) float32.
@@ -49,6 +48,7 @@ class GPT(GenerativeModel):
         normalize_first=True,
         **kwargs,
     ):
+        check_layers("GPT", num_layers)
         self.vocabulary_size = vocabulary_size
         self.num_layers = num_layers
         self.num_heads = num_heads

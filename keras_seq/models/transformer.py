@@ -7,7 +7,7 @@ from keras_seq import masks
 from keras_seq.blocks import DecoderBlock, EncoderBlock
 from keras_seq.embeddings import TokenEmbedding
 from keras_seq.positions import SinePositionEncoding
-from keras_seq.sequence_model import GenerativeModel, check_length, mean_over_heads, token_inputs
+from keras_seq.sequence_model import GenerativeModel, check_layers, check_length, mean_over_heads, token_inputs
 
 
 @keras.saving.register_keras_serializable("keras_seq")
@@ -58,6 +58,7 @@ class Transformer(GenerativeModel):
         if share_embeddings and source_vocabulary_size != target_vocabulary_size:
             got = f"{source_vocabulary_size} and {target_vocabulary_size}"
             raise ValueError(f"Transformer with share_embeddings needs equal vocabulary sizes, got {got}.")
+        check_layers("Transformer", num_layers)
         self.source_vocabulary_size = source_vocabulary_size
         self.target_vocabulary_size = target_vocabulary_size
         self.num_layers = num_layers

@@ -1,0 +1,70 @@
+"""keras_seq.losses against the formulas written out in NumPy."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_seq.losses import TokenCrossentropy, TokenPerplexity, token_accuracy
+
+RANDOM = np.random.default_rng(0)
+TRUE = RANDOM.integers(0, 11, size=(3, 7)).astype("int32")
+LOGITS = RANDOM.normal(size=(3, 7, 11)).astype("float32") * 3
+REAL = (np.arange(7) < np.array([[7], [2], [5]])).astype("float32")
+LOG_P = LOGITS - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
+NLL = -np.take_along_axis(LOG_P, TRUE[..., None], -1)[..., 0]
+
+
+def test_the_loss_is_the_mean_over_real_tokens():
+    loss = TokenCrossentropy()(TRUE, LOGITS, REAL)
+    np.testing.assert_allclose(loss, (NLL * REAL).sum() / REAL.sum(), rtol=1e-5)
+    np.testing.assert_allclose(TokenCrossentropy()(TRUE, LOGITS), NLL.mean(), rtol=1e-5)
+
+
+def test_label_smoothing_equals_cross_entropy_against_smoothed_one_hot_targets():
+    targets = np.eye(11)[TRUE] * 0.7 + 0.3 / 11
+    expected = ((-targets * LOG_P).sum(-1) * REAL).sum() / REAL.sum()
+    np.testing.assert_allclose(TokenCrossentropy(label_smoothing=0.3)(TRUE, LOGITS, REAL), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_longer_padding_and_what_stands_in_it_change_nothing(smoothing):
+    loss = TokenCrossentropy(smoothing)
+    true = np.pad(TRUE, ((0, 0), (0, 3)), constant_values=5)
+    logits = np.pad(LOGITS, ((0, 0), (0, 3), (0, 0)), constant_values=9)
+    real = np.pad(REAL, ((0, 0), (0, 3)))
+    np.testing.assert_allclose(loss(true, logits, real), loss(TRUE, LOGITS, REAL), rtol=1e-6)
+
+
+def test_a_batch_without_a_real_token_costs_nothing():
+    assert float(TokenCrossentropy()(TRUE, LOGITS, 0 * REAL)) == 0
+
+
+def test_bfloat16_logits_are_counted_in_float32():
+    loss = TokenCrossentropy(0.1)(TRUE, ops.cast(LOGITS, "bfloat16"), REAL)
+    np.testing.assert_allclose(loss, TokenCrossentropy(0.1)(TRUE, LOGITS, REAL), rtol=1e-2)
+
+
+def test_perplexity_is_exp_of_the_mean_under_any_batching():
+    whole, rows = TokenPerplexity(), TokenPerplexity()
+    whole.update_state(TRUE, LOGITS, REAL)
+    for i in range(3):
+        rows.update_state(TRUE[i : i + 1], LOGITS[i : i + 1], REAL[i : i + 1])
+    np.testing.assert_allclose(whole.result(), np.exp((NLL * REAL).sum() / REAL.sum()), rtol=1e-5)
+    np.testing.assert_allclose(rows.result(), whole.result(), rtol=1e-5)
+
+
+def test_accuracy_counts_real_tokens():
+    metric = token_accuracy()
+    metric.update_state(TRUE, LOGITS, REAL)
+    np.testing.assert_allclose(metric.result(), ((LOGITS.argmax(-1) == TRUE) * REAL).sum() / REAL.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("thing", [TokenCrossentropy(0.1), TokenPerplexity(name="p")])
+def test_config_round_trip(thing):
+    assert type(thing).from_config(thing.get_config()).get_config() == thing.get_config()
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_label_smoothing_outside_its_range_is_refused(smoothing):
+    with pytest.raises(ValueError, match=f"TokenCrossentropy needs 0 <= label_smoothing < 1, got {smoothing}."):
+        TokenCrossentropy(smoothing)

@@ -1,0 +1,224 @@
+"""keras_seq.sequence_model: the claims that hold for all models alike, each tested on each."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_seq
+from keras_seq.losses import TokenCrossentropy
+from keras_seq.sequence_model import mean_over_heads
+
+GENERATIVE = ["Seq2Seq", "AttentionSeq2Seq", "Transformer", "GPT"]
+MODELS = [*GENERATIVE, "BERT", "BERTForPreTraining", "BERTClassifier"]
+FIVE = [*GENERATIVE, "BERT"]
+
+
+def tensors(inputs):
+    return {name: ops.convert_to_tensor(one) for name, one in inputs.items()}
+
+
+def outputs_of(model, inputs, forward):
+    """As a dict of NumPy arrays."""
+    given = forward(model)(inputs)
+    return {key: np.asarray(one) for key, one in (given if isinstance(given, dict) else {"logits": given}).items()}
+
+
+def assert_same(ones, others, atol=1e-5):
+    for key in ones:
+        np.testing.assert_allclose(ones[key], others[key], atol=atol)
+
+
+SHAPES = {
+    **{name: {"logits": (3, 7, 11)} for name in GENERATIVE},
+    "BERT": {"sequence_output": (3, 7, 6), "pooled_output": (3, 6)},
+    "BERTForPreTraining": {"masked_lm": (3, 2, 11), "next_sentence": (3, 2)},
+    "BERTClassifier": {"logits": (3, 5)},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_have_the_contracts_shapes_and_are_float32(name, shared, make_inputs, forward):
+    outputs = outputs_of(shared(name), make_inputs(name), forward)
+    assert {key: one.shape for key, one in outputs.items()} == SHAPES[name]
+    assert all(one.dtype == "float32" for one in outputs.values())
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_masks_may_be_bool_or_int_and_numpy_may_stand_beside_tensors(name, shared, make_inputs, forward):
+    model, inputs = shared(name), make_inputs(name)
+    as_int = {key: one.astype("int32") for key, one in inputs.items()}
+    mixed = {key: ops.convert_to_tensor(one) if "mask" in key else one for key, one in as_int.items()}
+    plain = keras.tree.flatten(forward(model)(inputs))
+    for other in (forward(model)(as_int), model(mixed)):
+        for one, same in zip(plain, keras.tree.flatten(other)):
+            np.testing.assert_allclose(one, same, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_longer_padding_and_text_after_the_end_change_no_output(name, shared, make_inputs, pad, forward):
+    model, inputs = shared(name), make_inputs(name)
+    outputs, padded = (outputs_of(model, given, forward) for given in (inputs, pad(inputs)))
+    mask = inputs.get("decoder_padding_mask", inputs.get("padding_mask"))
+    for key, one in outputs.items():
+        other = padded[key]
+        if key in ("logits", "sequence_output") and one.ndim == 3:
+            one, other = one[mask], other[:, :7][mask]
+        np.testing.assert_allclose(other, one, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_a_row_does_not_depend_on_its_companions(name, shared, make_inputs, forward):
+    model, inputs = shared(name), make_inputs(name)
+    together = outputs_of(model, inputs, forward)
+    alone = outputs_of(model, {key: one[1:2] for key, one in inputs.items()}, forward)
+    assert_same({key: one[1:2] for key, one in together.items()}, alone)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("name", FIVE)
+def test_a_row_without_a_real_token_gives_finite_outputs(name, dtype, build, make_inputs, forward):
+    model, inputs = build(name, dtype=dtype), make_inputs(name)
+    for key, one in inputs.items():
+        inputs[key] = one * (np.arange(3)[:, None] != 1).astype(one.dtype)
+    for one in outputs_of(model, inputs, forward).values():
+        assert np.all(np.isfinite(one))
+
+
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_step_by_step_equals_all_at_once(name, shared, make_inputs, compiled, forward):
+    model, inputs = shared(name), make_inputs(name)
+    whole = outputs_of(model, inputs, forward)["logits"]
+    attention = np.asarray(forward(model.attention_model)(inputs))
+    step = compiled(model.step, model)
+    key = "token_ids" if name == "GPT" else "decoder_token_ids"
+    mask = inputs[key.replace("token_ids", "padding_mask")]
+    if name == "GPT":  # a prompt of one token, which the first step feeds again
+        prompt = {one: inputs[one][:, :1] for one in inputs}
+    else:
+        prompt = {one: given for one, given in inputs.items() if not one.startswith("decoder_")}
+    state = compiled(lambda prompt: model.start(prompt, 7), model)(tensors(prompt))
+    assert all(leaf.shape[0] == 3 for leaf in keras.tree.flatten(state))
+    for t in range(7):
+        logits, state, weights = step(ops.convert_to_tensor(inputs[key][:, t]), state)
+        here = mask[:, t]
+        np.testing.assert_allclose(np.asarray(logits)[here], whole[here, t], atol=1e-4)
+        np.testing.assert_allclose(np.asarray(weights)[here], attention[here, t], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_no_output_depends_on_later_tokens(name, shared, make_inputs, forward):
+    model, inputs = shared(name), make_inputs(name)
+    key = "token_ids" if name == "GPT" else "decoder_token_ids"
+    whole = outputs_of(model, inputs, forward)["logits"]
+    changed = inputs[key].copy()
+    changed[:, 3:] = (changed[:, 3:] + 5) % 11
+    assert_same(
+        {"logits": outputs_of(model, {**inputs, key: changed}, forward)["logits"][:, :3]}, {"logits": whole[:, :3]}
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_attention_rows_sum_to_one_over_real_positions(name, shared, make_inputs, forward):
+    model, inputs = shared(name), make_inputs(name)
+    inputs.pop("mask_positions", None)
+    weights = np.asarray(forward(model.attention_model)(inputs))
+    asked = inputs.get("encoder_padding_mask", inputs.get("padding_mask"))
+    assert weights.shape == (3, 7, asked.shape[1]) and weights.dtype == "float32"
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+    assert not np.any(weights * ~asked[:, None])
+
+
+@pytest.mark.parametrize("name", ["GPT", "Transformer"])
+def test_logits_are_the_backbones_hidden_states_under_the_tied_table(name, shared, make_inputs):
+    model, inputs = shared(name), make_inputs(name)
+    hidden = model.backbone(inputs)
+    assert hidden.shape == (3, 7, 6)
+    table = model.token_embedding if name == "GPT" else model.target_embedding
+    np.testing.assert_allclose(model(inputs), table(hidden, reverse=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_saved_equals_loaded(name, shared, make_inputs, forward, tmp_path):
+    model, inputs = shared(name), make_inputs(name)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded) is type(model) and loaded.name == model.name
+    assert_same(outputs_of(model, inputs, forward), outputs_of(loaded, inputs, forward), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_constructor_is_the_configuration(name, build):
+    model = build(name)
+    config = model.get_config()
+    arguments = [one for one in inspect.signature(type(model)).parameters if one != "kwargs"]
+    assert set(config) == {*arguments, "name", "trainable", "dtype"}
+    assert all(hasattr(model, one) for one in arguments)
+    again = type(model).from_config(config)
+    assert again.get_config() == config
+    assert [weight.shape for weight in again.weights] == [weight.shape for weight in model.weights]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_mixed_precision_computes_in_bfloat16_and_gives_float32_logits(name, build, shared, make_inputs, forward):
+    model, inputs = build(name, dtype="mixed_bfloat16"), make_inputs(name)
+    model.set_weights(shared(name).get_weights())
+    assert model.compute_dtype == "bfloat16" and all(weight.dtype == "float32" for weight in model.weights)
+    given = forward(model)(inputs)
+    given = given if isinstance(given, dict) else {"logits": given}
+    for key, exact in outputs_of(shared(name), inputs, forward).items():
+        dtype = keras.backend.standardize_dtype(given[key].dtype)
+        assert dtype == ("bfloat16" if name == "BERT" else "float32")
+        one = np.asarray(ops.cast(given[key], "float32"))
+        assert 0 < np.abs(one - exact).mean() < 0.1 * exact.std()
+
+
+def learnable(name, make_inputs):
+    """Inputs, targets and a loss: the next token of an endless count, or which class the text's first token is."""
+    inputs = make_inputs(name, batch=22, seed=3)
+    if name == "BERT":
+        inputs = make_inputs(name, batch=22, seed=3)
+        return inputs, inputs["token_ids"][:, 0] % 5, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    prefix = "" if name == "GPT" else "decoder_"
+    ids = (np.arange(22)[:, None] + np.arange(7)) % 11
+    inputs[f"{prefix}token_ids"] = ids.astype("int32")
+    return inputs, (ids + 1) % 11, TokenCrossentropy(0.1)
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_compile_and_fit_lower_the_loss(name, build, make_inputs):
+    keras.utils.set_random_seed(7)
+    model = build("BERTClassifier" if name == "BERT" else name)
+    inputs, targets, loss = learnable(name, make_inputs)
+    model.compile(keras.optimizers.Adam(0.02), loss)
+    mask = inputs.get("decoder_padding_mask", inputs.get("padding_mask")).astype("float32")
+    weights = {} if name == "BERT" else {"sample_weight": mask}
+    history = model.fit(inputs, targets, batch_size=11, epochs=10, verbose=0, **weights).history["loss"]
+    assert history[-1] < 0.9 * history[0]
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_a_model_without_layers_is_refused(name, build):
+    with pytest.raises(ValueError, match=r"needs .*num_layers >= 1, got .*num_layers=0\."):
+        build(name, num_layers=0)
+
+
+def test_all_five_models_are_public():
+    assert all(issubclass(getattr(keras_seq, name), keras.Model) for name in MODELS)
+
+
+def test_mean_over_heads_is_float32():
+    weights = ops.cast(np.random.default_rng(0).random((2, 3, 5, 7)).astype("float32"), "bfloat16")
+    mean = mean_over_heads(weights)
+    assert mean.shape == (2, 5, 7) and keras.backend.standardize_dtype(mean.dtype) == "float32"
+
+
+@pytest.mark.parametrize("name", ["GPT", "BERT", "Transformer"])
+def test_text_of_more_positions_than_the_model_has_is_named(name):
+    sizes = {"num_layers": 1, "num_heads": 1, "hidden_dim": 6, "intermediate_dim": 7, "max_sequence_length": 5}
+    vocabularies = (11, 13) if name == "Transformer" else (11,)
+    model = getattr(keras_seq, name)(*vocabularies, **sizes)
+    with pytest.raises(ValueError, match=rf"{name} has max_sequence_length=5 positions, .* length=7"):
+        model({one: np.ones((2, 7), "int32") for one in model.input})
