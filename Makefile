@@ -12,8 +12,8 @@ demo: .venv/installed
 	$(RUN) demo.py $(if $(KEEP),--keep)
 
 test: lint
-	$(RUN) -m pytest
-	KERAS_BACKEND=jax $(RUN) -m pytest tests/keras_seq
+	$(RUN) -m pytest -n 2 --dist loadfile
+	KERAS_BACKEND=jax $(RUN) -m pytest -n 2 --dist loadfile tests/keras_seq --ignore tests/keras_seq/test_text.py
 
 lint: .venv/installed
 	$(RUN) -m ruff format --check .
