@@ -2,7 +2,7 @@
 # Everything lives in .venv at the root of the checkout; nothing is installed elsewhere.
 
 PYTHON ?= python3
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 RUN := .venv/bin/python
 
 .PHONY: demo test lint lock clean
@@ -30,11 +30,11 @@ lint: .venv/installed
 
 # Anew from the ranges in setup.cfg.
 lock:
-	rm -rf .venv-lock
+	rm -rf .venv-lock build
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[test,benchmarks]'
 	.venv-lock/bin/python -m pip freeze --exclude keras-seq > requirements.lock
-	rm -rf .venv-lock
+	rm -rf .venv-lock build
 
 clean:
 	rm -rf .venv .demo build *.egg-info

@@ -10,7 +10,7 @@ from keras_seq.blocks import DecoderBlock, EncoderBlock, FeedForward, Residual
 from keras_seq.embeddings import TokenEmbedding
 from keras_seq.generation import BeamSampler, GreedySampler, RandomSampler, generate
 from keras_seq.heads import ClassificationHead, MaskedLMHead
-from keras_seq.losses import TokenCrossentropy, TokenPerplexity, token_accuracy
+from keras_seq.losses import TokenAccuracy, TokenCrossentropy, TokenPerplexity
 from keras_seq.models.bert import BERT, BERTClassifier, BERTForPreTraining
 from keras_seq.models.gpt import GPT
 from keras_seq.models.seq2seq import AttentionSeq2Seq, Seq2Seq
@@ -54,6 +54,7 @@ __all__ = [
     "Residual",
     "Seq2Seq",
     "SinePositionEncoding",
+    "TokenAccuracy",
     "TokenCrossentropy",
     "TokenEmbedding",
     "TokenPerplexity",
@@ -63,6 +64,5 @@ __all__ = [
     "attend",
     "generate",
     "load_tokenizer",
-    "token_accuracy",
     "train_tokenizer",
 ]

@@ -40,8 +40,21 @@ class TokenCrossentropy(keras.losses.Loss):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
 
+class _TokenMean(keras.metrics.Mean):
+    """A mean over real tokens; abstract.
+
+    Keras averages a batch over its padded length before it weighs it, so that a batch of short rows would count for
+    more:
+    here each token is a value of its own.
+    """
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        values = ops.reshape(self.of_tokens(y_true, y_pred), (-1,))
+        super().update_state(values, None if sample_weight is None else ops.reshape(sample_weight, (-1,)))
+
+
 @keras.saving.register_keras_serializable("keras_seq")
-class TokenPerplexity(keras.metrics.Mean):
+class TokenPerplexity(_TokenMean):
     """exp of the mean negative log-probability over all real tokens seen since the last reset.
 
     Shapes:
@@ -54,15 +67,28 @@ class TokenPerplexity(keras.metrics.Mean):
     def __init__(self, name="perplexity", **kwargs):
         super().__init__(name=name, **kwargs)
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def of_tokens(self, y_true, y_pred):
         y_pred = ops.cast(y_pred, "float32")
-        nll_bt = keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
-        super().update_state(nll_bt, sample_weight)
+        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
 
     def result(self):
         return ops.exp(super().result())
 
 
-def token_accuracy(name="accuracy"):
-    """Share of real tokens whose likeliest id is the true one; give it to `compile(weighted_metrics=...)`."""
-    return keras.metrics.SparseCategoricalAccuracy(name=name)
+@keras.saving.register_keras_serializable("keras_seq")
+class TokenAccuracy(_TokenMean):
+    """Share of real tokens (or of rows, for labels (b,)) whose likeliest id is the true one.
+
+    Shapes:
+        y_true (b, t) int, y_pred logits (b, t, v), sample_weight (b, t) -> scalar.
+
+    Args:
+        name: of the metric.
+    """
+
+    def __init__(self, name="accuracy", **kwargs):
+        super().__init__(name=name, **kwargs)
+
+    def of_tokens(self, y_true, y_pred):
+        likeliest = ops.cast(ops.argmax(y_pred, axis=-1), "int32")
+        return ops.cast(ops.equal(likeliest, ops.cast(y_true, "int32")), "float32")

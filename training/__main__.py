@@ -3,9 +3,10 @@
 import argparse
 import os
 import sys
+import tempfile
 
-# TensorFlow's own start-up lines tell a user nothing; errors still show.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow's own lines tell a user nothing (below 3 also of GPUs that are not there); errors come as exceptions.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,19 +29,36 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def show_recipes() -> None:
-    """One line a recipe."""
-    from rich.console import Console
-    from rich.table import Table
+def import_tensorflow() -> None:
+    """Imports TensorFlow without the lines that it writes to file descriptor 2 whatever the log level."""
+    if "tensorflow" in sys.modules:
+        return
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except BaseException:
+            kept.seek(0)
+            os.write(real, kept.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
 
+
+def show_recipes() -> None:
+    """Two lines a recipe: what it trains on what, and the model."""
     from training.recipes import RECIPES
 
-    table = Table("recipe", "architecture", "corpus", "tokenizer", "model", "steps", "places a batch")
     for name, recipe in RECIPES.items():
-        model = ", ".join(f"{key} {value}" for key, value in recipe.model.items()) or f"from {recipe.start_from}"
-        numbers = (f"{recipe.steps:,}", f"{recipe.tokens_per_batch:,}")
-        table.add_row(name, recipe.architecture, recipe.corpus, recipe.tokenizer, model, *numbers)
-    Console().print(table)
+        tokenizer = (
+            f"from {recipe.start_from}" if recipe.start_from else f"{recipe.tokenizer} {recipe.vocabulary_size:,}"
+        )
+        steps = f"{recipe.steps:,} x {recipe.tokens_per_batch:,} tokens"
+        print(f"{name:21}{recipe.architecture:15}{recipe.corpus:19}{steps}")
+        print(" " * 21 + "  ".join([*(f"{key}={value}" for key, value in recipe.model.items()), tokenizer]))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,18 +71,21 @@ def main(arguments: list[str] | None = None) -> int:
             from training.recipes import find, parse_settings
 
             changes = parse_settings([setting for group in options.set for setting in group])
-            recipe = find(options.recipe).replace(**changes).check_model()
+            recipe = find(options.recipe).replace(**changes)
+            import_tensorflow()
+            recipe.check_model()
             from training import evaluate, run
 
             evaluate.show(evaluate.evaluate_run(run.fit(recipe, options.out, options.resume)))
         else:
+            import_tensorflow()
             from training import evaluate
 
             evaluate.show(evaluate.evaluate(options.run, options.split, evaluate.endpoint(options)))
     except (ValueError, OSError) as error:
         if os.environ.get("KERAS_SEQ_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)

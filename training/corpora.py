@@ -1,8 +1,8 @@
 """Where the examples come from: the built-in grammar, and one reader for each file of the real data.
 
 Each corpus is a function of a split ("train", "validation", "test"), a greatest number of examples (None: all there
-are) and
-a seed, and gives a list: of pairs, of lines, of documents (lists of lines), of (text, label), or one long text.
+are; of one long text: characters) and a seed, and gives a list: of pairs, of lines, of documents (lists of lines), of
+(text, label), or one long text.
 """
 
 import gzip
@@ -71,7 +71,8 @@ def _multi30k(split: str, count: int | None, seed: int) -> list[tuple[str, str]]
 def _tinyshakespeare(split: str, count: int | None, seed: int) -> str:
     text = data_file("tinyshakespeare/input.txt").read_text(encoding="utf-8")
     cut = int(len(text) * 0.9)  # the split of the published figures: the last tenth is never trained on
-    return text[:cut] if split == "train" else text[cut:]
+    part = text[:cut] if split == "train" else text[cut:]
+    return part[:count]
 
 
 def _nsmc(split: str, count: int | None, seed: int) -> list[tuple[str, str]]:

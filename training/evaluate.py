@@ -122,11 +122,16 @@ class Endpoint:
         self.client, self.name = Client(host, transport=transport, **ports), name
 
     def _ask(self, signature: str, output: str, **inputs: Sequence[Any]) -> list:
+        from serving.client import ServingError
+
         count = len(next(iter(inputs.values())))
         answers: list = []
         for start in range(0, count, BATCH):
             some = {name: list(values[start : start + BATCH]) for name, values in inputs.items()}
-            answers += list(self.client.predict(self.name, some, signature)[output])
+            try:
+                answers += list(self.client.predict(self.name, some, signature)[output])
+            except ServingError as error:
+                raise ValueError(f"The endpoint gave no {output} by {self.name}/{signature}: {error}") from error
         return answers
 
     def translate(self, texts: Sequence[str]) -> list[str]:
@@ -224,7 +229,7 @@ def evaluate_run(run: Run, split: str = "test", served: Endpoint | None = None) 
         total, count = _total(run.model, dataset(run.recipe, examples, run, None))
         values = {"loss": -total / count, "perplexity": math.exp(-total / count), "tokens": count}
     else:
-        values = _pre_training(run, answers, examples, builtin)
+        values = _pre_training(run, answers, examples, split, builtin)
     if served is None:
         path = run.folder / "metrics.json"
         kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
@@ -260,18 +265,18 @@ def _language_model(examples: Sequence[str], total: float, count: int) -> dict[s
     return {**values, "nats_per_word_of_the_grammar": truth, "entropy_per_word": grammar.entropy_per_word()}
 
 
-def _pre_training(run: Run, answers: Answers, documents: Sequence[Sequence[str]], builtin: bool) -> dict[str, Any]:
+def _pre_training(
+    run: Run, answers: Answers, documents: Sequence[Sequence[str]], split: str, builtin: bool
+) -> dict[str, Any]:
     from training.pipelines import counted, masked_pairs, next_sentence_pairs
 
     count = min(1000, sum(len(document) for document in documents))
-    pairs = (
-        grammar.sentence_couples("test", count, seed=1) if builtin else next_sentence_pairs(documents, count, seed=1)
-    )
+    pairs = grammar.sentence_couples(split, count, seed=1) if builtin else next_sentence_pairs(documents, count, seed=1)
     told = answers.follows([pair[0] for pair in pairs], [pair[1] for pair in pairs])
     right = [(probability > 0.5) == bool(pair[2]) for probability, pair in zip(told, pairs)]
     values = {"next_sentence_accuracy": float(np.mean(right)), "pairs": len(pairs)}
     if builtin:
-        values["next_sentence_accuracy_best"] = grammar.next_sentence_best_accuracy(count, seed=1)
+        values["next_sentence_accuracy_best"] = grammar.next_sentence_best_accuracy(count, 1, split)
     if not isinstance(answers, InProcess):
         return values
     if not builtin:
@@ -280,9 +285,9 @@ def _pre_training(run: Run, answers: Answers, documents: Sequence[Sequence[str]]
         measured = run.model.evaluate(batches, verbose=0, return_dict=True)
         return {**values, "masked_accuracy": measured["masked_lm_accuracy"]}
     hits = []
-    for first, second, truth in grammar.masked_couples("test", 300, seed=1):
+    for first, second, truth in grammar.masked_couples(split, 300, seed=1):
         hits += [guess == word for guess, word in zip(answers.fill(first, second), truth, strict=True)]
-    best = grammar.masked_best_accuracy(300, seed=1)
+    best = grammar.masked_best_accuracy(300, seed=1, split=split)
     return {**values, "masked_accuracy": float(np.mean(hits)), "masked_accuracy_best": best}
 
 
@@ -291,7 +296,8 @@ def show(values: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("measure", "value")
+    table = Table("measure")
+    table.add_column("value", overflow="fold")
     for name, value in values.items():
         table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
     Console().print(table)

@@ -35,12 +35,12 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.done = 0
-        self.steps = self.params["epochs"] * self.recipe.steps_per_epoch
+        self.steps = self.recipe.steps
         self.task = self.bar.add_task(self.name, total=self.steps, note="")
         self.bar.start()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.done = epoch * self.recipe.steps_per_epoch
+        self.done = self.first = epoch * self.recipe.steps_per_epoch
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -49,15 +49,15 @@ class Progress(keras.callbacks.Callback):
             self.bar.update(self.task, completed=self.done, note=f"loss {float((logs or {})['loss']):.3f}")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        seconds = time.perf_counter() - self.started
+        rate = (self.done - self.first) / (time.perf_counter() - self.started)
         values = {name: float(value) for name, value in (logs or {}).items()}
         shown = [f"{name} {value:.3f}" for name, value in values.items() if not math.isnan(value)]
-        rate = self.recipe.steps_per_epoch / seconds
         self.console.print(
             f"{self.name} {self.done}/{self.steps}  {'  '.join(shown)}  {rate:.1f} steps/s",
             highlight=False,
             soft_wrap=True,
         )
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def stop(self) -> None:
+        """Takes the bar away; to be called however training ends, for a bar left running hides the cursor."""
         self.bar.stop()

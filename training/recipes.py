@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import yaml
 
 from training.corpora import CORPORA
-from training.schedules import DECAYS
 
 ARCHITECTURES = {
     "seq2seq": "pairs",
@@ -21,6 +21,7 @@ ARCHITECTURES = {
     "gpt": "lines or text",
 }
 TOKENIZERS = ("wordpiece", "bpe", "char", "word")
+DECAYS = ("constant", "linear", "cosine", "inverse_square_root")
 
 
 class RecipeError(ValueError):
@@ -98,8 +99,13 @@ class Recipe:
             raise RecipeError(f"{self.architecture} reads {wanted}, got corpus={self.corpus!r}, which holds {kind}.")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, float) and field.name not in MAY_BE_ZERO and not value > 0:
-                raise RecipeError(f"A recipe needs {field.name} > 0, got {field.name}={value!r}.")
+            if not isinstance(value, int | float) or field.type is bool:
+                continue
+            rule = ">= 0" if field.name in MAY_BE_ZERO else "> 0"
+            if not (math.isfinite(value) and (value > 0 or (value == 0 and field.name in MAY_BE_ZERO))):
+                raise RecipeError(f"A recipe needs {field.name} {rule}, got {field.name}={value!r}.")
+        if not self.label_smoothing < 1:
+            raise RecipeError(f"A recipe needs label_smoothing < 1, got label_smoothing={self.label_smoothing!r}.")
 
     def check_model(self) -> "Recipe":
         """The recipe itself, once every key of `model` is known to the constructor (this imports the models)."""
@@ -115,7 +121,7 @@ class Recipe:
         model = {name.removeprefix("model."): value for name, value in changes.items() if name.startswith("model.")}
         _check_keys(plain)
         if model:
-            plain["model"] = {**plain.get("model", self.model), **model}
+            plain["model"] = {**_typed("model", plain.get("model", self.model)), **model}
         return dataclasses.replace(self, **{name: _typed(name, value) for name, value in plain.items()})
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,7 +144,7 @@ class Recipe:
         return cls(**{name: _typed(name, value) for name, value in values.items()})
 
 
-MAY_BE_ZERO = {"seed", "label_smoothing", "weight_decay", "train_examples", "evaluate_examples", "clip_norm"}
+MAY_BE_ZERO = {"seed", "label_smoothing", "weight_decay"}
 
 
 def model_arguments(architecture: str) -> list[str]:
@@ -220,7 +226,7 @@ def _typed(name: str, value: Any) -> Any:
             return float(value)
         if kind == "int" and not isinstance(value, bool) and float(value) == int(value):
             return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         kind = f"{kind}, a number"
     accepted = {"str": str, "bool": bool}.get(kind, Mapping if "Mapping" in kind else None)
     if accepted is None or not isinstance(value, accepted):
@@ -240,16 +246,16 @@ RECIPES = {
         architecture="seq2seq",
         **_PAIRS,
         model={"hidden_dim": 192, "embedding_dim": 128, "cell": "gru"},
-        steps=800,
-        tokens_per_batch=1500,
+        steps=1200,
+        tokens_per_batch=1000,
         learning_rate=3e-3,
     ),
     "demo-attention": Recipe(
         architecture="attention",
         **_PAIRS,
         model={"hidden_dim": 128, "embedding_dim": 128, "cell": "gru"},
-        steps=700,
-        tokens_per_batch=1500,
+        steps=1300,
+        tokens_per_batch=800,
         learning_rate=4e-3,
     ),
     "demo-transformer": Recipe(
@@ -275,7 +281,7 @@ RECIPES = {
         architecture="bert-classify",
         corpus="grammar-labelled",
         train_examples=20_000,
-        steps=300,
+        steps=700,
         steps_per_epoch=100,
         tokens_per_batch=1000,
         learning_rate=5e-4,
@@ -318,7 +324,6 @@ RECIPES = {
         corpus="multi30k",
         tokenizer="bpe",
         vocabulary_size=8000,
-        lowercase=True,
         model={"num_layers": 3, "num_heads": 8, "hidden_dim": 256, "intermediate_dim": 512, "dropout": 0.1},
         steps=4000,
         steps_per_epoch=250,

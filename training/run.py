@@ -1,8 +1,8 @@
 """The only caller of compile and fit: from a recipe to a run's folder.
 
 A folder holds recipe.json, tokenizer/ (and target_tokenizer/), labels.txt where there are classes, checkpoint/ to
-resume from,
-history.csv, metrics.json, and model.keras once it is done. Each file is written beside and renamed into place.
+resume from, history.csv, metrics.json, and model.keras once it is done. Each file is written beside and renamed into
+place.
 """
 
 import functools
@@ -44,15 +44,27 @@ def write_beside(path: Path, write: Callable[[Path], Any]) -> None:
     if beside.is_dir():
         shutil.rmtree(beside)
     write(beside)
-    if path.is_dir():
-        shutil.rmtree(path)
-    os.replace(beside, path)
+    if path.is_dir():  # a folder cannot be replaced: the old one steps aside
+        old = path.with_name(f".{path.stem}.old{path.suffix}")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+        os.replace(beside, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(beside, path)
 
 
 def write_json(path: Path, values: Any) -> None:
     write_beside(
         path, lambda beside: beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
     )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def load_run(folder: str | Path) -> Run:
@@ -67,7 +79,7 @@ def load_run(folder: str | Path) -> Run:
     for name in ("recipe.json", "tokenizer", "model.keras"):
         if not (folder / name).exists():
             raise FileNotFoundError(f"A finished run has {name}, which is not in {folder}.")
-    recipe = Recipe.from_dict(json.loads((folder / "recipe.json").read_text("utf-8")))
+    recipe = Recipe.from_dict(_read_json(folder / "recipe.json"))
     model = keras.saving.load_model(folder / "model.keras")
     return Run(folder, recipe, model, *_tokenizers(folder), _labels(folder))
 
@@ -122,7 +134,7 @@ def build_model(recipe: Recipe, tokenizer: Any, target_tokenizer: Any, labels: l
                 arguments["max_sequence_length"] = recipe.max_sequence_length
             return cls(tokenizer.vocabulary_size, target_tokenizer.vocabulary_size, **arguments)
         model = cls(tokenizer.vocabulary_size, max_sequence_length=recipe.max_sequence_length, **arguments)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise RecipeError(f"The recipe's model={dict(recipe.model)} does not fit {cls.__name__}: {error}") from error
     if kind == "gpt":
         return model
@@ -158,12 +170,12 @@ def compile_model(recipe: Recipe, model: keras.Model) -> None:
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])  # norms and biases do not decay
     loss: Any = keras_seq.TokenCrossentropy(recipe.label_smoothing)
-    metrics: Any = [keras_seq.TokenPerplexity(), keras_seq.token_accuracy()]
+    metrics: Any = [keras_seq.TokenPerplexity(), keras_seq.TokenAccuracy()]
     if recipe.architecture == "bert":
         loss = {"masked_lm": loss, "next_sentence": keras_seq.TokenCrossentropy()}
-        metrics = {name: [keras_seq.token_accuracy()] for name in loss}
+        metrics = {name: [keras_seq.TokenAccuracy()] for name in loss}
     if recipe.architecture == "bert-classify":
-        metrics = [keras_seq.token_accuracy()]
+        metrics = [keras_seq.TokenAccuracy()]
     model.compile(optimizer, loss=loss, weighted_metrics=metrics, jit_compile=recipe.jit_compile)
 
 
@@ -187,10 +199,7 @@ def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = 
     recipe.check_model()
     folder, started = Path(out), time.perf_counter()
     _check_folder(recipe, folder, resume)
-    if recipe.start_from is not None:
-        start = Path(recipe.start_from)
-        if not (start / "model.keras").exists():
-            raise FileNotFoundError(f"The recipe starts from {start}, which is not a finished run.")
+    _check_start(recipe)
     keras.utils.set_random_seed(recipe.seed)
     read = CORPORA[recipe.corpus].read
     examples = read("train", recipe.train_examples, recipe.seed)
@@ -207,28 +216,46 @@ def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = 
     run = Run(folder, recipe, model, *tokenizers, labels)
     compile_model(recipe, model)
     epochs = -(-recipe.steps // recipe.steps_per_epoch)
-    first_epoch = _restore(run) if resume else 0
+    first_epoch, seconds = _restore(run) if resume else (0, 0.0)
+    checkpoint = _Checkpoint(run, started - seconds)
     if first_epoch < epochs:
-        model.fit(
-            dataset(recipe, examples, run, recipe.seed, first_epoch * recipe.steps_per_epoch),
-            validation_data=dataset(recipe, validation, run, None),
-            epochs=epochs,
-            initial_epoch=first_epoch,
-            steps_per_epoch=recipe.steps_per_epoch,
-            shuffle=False,
-            verbose=0,
-            callbacks=[
-                Progress(recipe, folder.name, progress),
-                keras.callbacks.CSVLogger(folder / "history.csv", append=first_epoch > 0),
-                _Checkpoint(run),
-            ],
-        )
-    write_beside(folder / "model.keras", model.save)
-    write_json(
-        folder / "metrics.json",
-        {"parameters": model.count_params(), "seconds": round(time.perf_counter() - started, 1)},
-    )
+        bar = Progress(recipe, folder.name, progress)
+        try:
+            model.fit(
+                dataset(recipe, examples, run, recipe.seed, first_epoch * recipe.steps_per_epoch),
+                validation_data=dataset(recipe, validation, run, None),
+                epochs=epochs,
+                initial_epoch=first_epoch,
+                steps_per_epoch=recipe.steps_per_epoch,
+                shuffle=False,
+                verbose=0,
+                callbacks=[bar, checkpoint],
+            )
+        finally:
+            bar.stop()
+        seconds = checkpoint.seconds()
+    if first_epoch < epochs or not (folder / "model.keras").exists():
+        write_beside(folder / "model.keras", model.save)
+        write_json(folder / "metrics.json", {"parameters": model.count_params(), "seconds": round(seconds, 1)})
     return run
+
+
+def _check_start(recipe: Recipe) -> None:
+    """A run starts from a finished one of its own architecture, a classifier also from a BERT."""
+    if recipe.start_from is None:
+        return
+    start = Path(recipe.start_from)
+    if not (start / "model.keras").exists():
+        raise FileNotFoundError(f"The recipe starts from {start}, which is not a finished run.")
+    old = Recipe.from_dict(_read_json(start / "recipe.json"))
+    wanted = ("bert", "bert-classify") if recipe.architecture == "bert-classify" else (recipe.architecture,)
+    if old.architecture not in wanted:
+        raise RecipeError(f"{recipe.architecture} starts from a run of {wanted}, got {start}, of {old.architecture}.")
+    if recipe.max_sequence_length > old.max_sequence_length:
+        raise RecipeError(
+            f"The recipe needs max_sequence_length <= {old.max_sequence_length}, the positions of {start}, "
+            f"got max_sequence_length={recipe.max_sequence_length}."
+        )
 
 
 def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
@@ -236,42 +263,70 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         return
     if not resume:
         raise FileExistsError(f"{folder} holds a run already: choose another --out, remove it, or give --resume.")
-    old = json.loads((folder / "recipe.json").read_text("utf-8"))
+    old = _read_json(folder / "recipe.json")
     changed = sorted(name for name, value in recipe.to_dict().items() if old.get(name) != value)
     if changed:
         raise RecipeError(f"--resume needs the recipe that {folder} began with; these keys differ: {changed}.")
 
 
 class _Checkpoint(keras.callbacks.Callback):
-    """After each epoch: weights and optimizer, written beside and renamed; an interrupted write harms nothing."""
+    """After each epoch: a line of history.csv; weights, optimizer, seeds, written beside and renamed.
 
-    def __init__(self, run: Run):
+    It also ends a last epoch that is shorter than the others.
+    """
+
+    def __init__(self, run: Run, started: float):
         super().__init__()
         self.run = run
+        self.started = started
+
+    def seconds(self) -> float:
+        """Since the run began, without the time it lay interrupted."""
+        return time.perf_counter() - self.started
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.left = self.run.recipe.steps - epoch * self.run.recipe.steps_per_epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.run.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        model = self.run.model
+        model, row = self.run.model, {"epoch": epoch, **(logs or {})}
+        with open(self.run.folder / "history.csv", "a" if epoch else "w", encoding="utf-8") as history:
+            if not epoch:
+                print(*row, sep=",", file=history)
+            print(*row.values(), sep=",", file=history)
 
         def write(beside: Path) -> None:
             beside.mkdir()
             model.save_weights(beside / "model.weights.h5")
-            values: dict[str, Any] = {
-                f"{i}": np.asarray(variable) for i, variable in enumerate(model.optimizer.variables)
-            }
-            np.savez(beside / "optimizer.npz", **values)
-            (beside / "epoch.json").write_text(json.dumps({"epochs": epoch + 1}))
+            values: dict[str, Any] = {f"{i}": np.asarray(variable) for i, variable in enumerate(_seeds(model))}
+            np.savez(beside / "seeds.npz", **values)
+            (beside / "epoch.json").write_text(json.dumps({"epochs": epoch + 1, "seconds": self.seconds()}))
 
         write_beside(self.run.folder / "checkpoint", write)
 
 
-def _restore(run: Run) -> int:
-    """Loads the last checkpoint, if there is one; the number of epochs it has seen."""
+def _seeds(model: keras.Model) -> list[Any]:
+    """Where dropout's random numbers have got to: `save_weights` keeps weights and optimizer, but not these."""
+    return [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
+
+
+def _restore(run: Run) -> tuple[int, float]:
+    """Loads the last checkpoint, if there is one; the number of epochs and the seconds it took."""
     folder = run.folder / "checkpoint"
     if not folder.is_dir():
-        return 0
+        return 0, 0.0
+    run.model.optimizer.build(run.model.trainable_variables)  # or its variables could not be loaded
     run.model.load_weights(folder / "model.weights.h5")
-    run.model.optimizer.build(run.model.trainable_variables)
-    with np.load(folder / "optimizer.npz") as values:
-        for i, variable in enumerate(run.model.optimizer.variables):
+    with np.load(folder / "seeds.npz") as values:
+        for i, variable in enumerate(_seeds(run.model)):
             variable.assign(values[f"{i}"])
-    return json.loads((folder / "epoch.json").read_text())["epochs"]
+    kept = _read_json(folder / "epoch.json")
+    history = run.folder / "history.csv"
+    if history.exists():  # one more line where the run was stopped between line and checkpoint
+        lines = history.read_text("utf-8").splitlines(keepends=True)[: kept["epochs"] + 1]
+        write_beside(history, lambda beside: beside.write_text("".join(lines), "utf-8"))
+    return kept["epochs"], kept["seconds"]

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-DECAYS = ("constant", "linear", "cosine", "inverse_square_root")
+from training.recipes import DECAYS
 
 
 @keras.saving.register_keras_serializable("keras_seq")

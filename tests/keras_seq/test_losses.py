@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_seq.losses import TokenCrossentropy, TokenPerplexity, token_accuracy
+from keras_seq.losses import TokenAccuracy, TokenCrossentropy, TokenPerplexity
 
 RANDOM = np.random.default_rng(0)
 TRUE = RANDOM.integers(0, 11, size=(3, 7)).astype("int32")
@@ -54,7 +54,7 @@ def test_perplexity_is_exp_of_the_mean_under_any_batching():
 
 
 def test_accuracy_counts_real_tokens():
-    metric = token_accuracy()
+    metric = TokenAccuracy()
     metric.update_state(TRUE, LOGITS, REAL)
     np.testing.assert_allclose(metric.result(), ((LOGITS.argmax(-1) == TRUE) * REAL).sum() / REAL.sum(), rtol=1e-6)
 
@@ -68,3 +68,25 @@ def test_config_round_trip(thing):
 def test_label_smoothing_outside_its_range_is_refused(smoothing):
     with pytest.raises(ValueError, match=f"TokenCrossentropy needs 0 <= label_smoothing < 1, got {smoothing}."):
         TokenCrossentropy(smoothing)
+
+
+@pytest.mark.parametrize("metric", [TokenPerplexity, TokenAccuracy])
+def test_metrics_are_the_same_under_any_batching_and_padding(metric):
+    rng = np.random.default_rng(5)
+    lengths = [2, 3, 5, 7, 11]
+    logits = [rng.normal(size=(length, 13)).astype("float32") for length in lengths]
+    labels = [np.where(rng.random(length) < 0.5, one.argmax(-1), 0) for length, one in zip(lengths, logits)]
+
+    def measured(groups):
+        one = metric()
+        for group in groups:
+            width = max(lengths[i] for i in group)
+            y_pred = np.stack([np.pad(logits[i], [(0, width - lengths[i]), (0, 0)]) for i in group])
+            y_true = np.stack([np.pad(labels[i], (0, width - lengths[i])) for i in group])
+            weights = np.stack([np.arange(width) < lengths[i] for i in group]).astype("float32")
+            one.update_state(y_true, y_pred, weights)
+        return float(one.result())
+
+    alone = measured([[i] for i in range(5)])
+    assert measured([[0, 1, 2, 3, 4]]) == pytest.approx(alone, rel=1e-5)
+    assert measured([[0, 4], [1, 2, 3]]) == pytest.approx(alone, rel=1e-5)

@@ -1,0 +1,125 @@
+"""The readers: of the built-in corpus, and of each file of the real data."""
+
+import pytest
+
+from training import corpora, grammar
+from training.corpora import CORPORA, DATA, SPLITS
+
+FILES = {
+    "multi30k": "multi30k/train.de.gz",
+    "tinyshakespeare": "tinyshakespeare/input.txt",
+    "nsmc": "nsmc/ratings_train.txt.gz",
+    "nsmc-unlabelled": "nsmc/unlabelled.txt.gz",
+}
+BUILT_IN = [name for name in CORPORA if name not in FILES]
+
+
+@pytest.fixture
+def read(needs_data):
+    """Reads a corpus, or skips where its files are absent."""
+
+    def read(name, split, count=None, seed=0):
+        needs_data(FILES[name])
+        return CORPORA[name].read(split, count, seed)
+
+    return read
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_corpus_gives_the_number_asked_for_and_the_same_again(name):
+    first, again, other = (CORPORA[name].read("train", 31, seed) for seed in (3, 3, 5))
+    assert len(first) == 31
+    assert first == again != other
+
+
+def test_the_lines_are_the_english_side_of_the_pairs():
+    pairs = CORPORA["grammar-pairs"].read("test", 31, 7)
+    assert CORPORA["grammar-lines"].read("test", 31, 7) == [english for english, _ in pairs]
+
+
+@pytest.mark.parametrize("name", ["grammar-pairs", "grammar-labelled", "grammar-documents"])
+def test_splits_of_a_built_in_corpus_share_no_sentence(name):
+    def sentences(split):
+        examples = CORPORA[name].read(split, 499, 0)
+        return {line for one in examples for line in (one if name == "grammar-documents" else one[:1])}
+
+    seen = [sentences(split) for split in SPLITS]
+    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert all(grammar.split_of(line) == split for split, lines in zip(SPLITS, seen) for line in lines)
+
+
+def test_all_of_the_built_in_validation_and_test_split_is_a_set_number():
+    assert [len(CORPORA["grammar-lines"].read(split, None, 0)) for split in SPLITS[1:]] == [500, 1000]
+
+
+def test_multi30k_has_the_published_counts(read):
+    assert [len(read("multi30k", split)) for split in SPLITS] == [29_000, 1_014, 1_000]
+    assert read("multi30k", "test")[0] == (
+        "Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt.",
+        "A man in an orange hat starring at something.",
+    )
+
+
+def test_multi30k_splits_are_disjoint(read):
+    train, validation, test = (set(read("multi30k", split)) for split in SPLITS)
+    assert not (train & validation or train & test or validation & test)
+
+
+def test_a_count_draws_examples_of_the_whole_file_under_the_seed(read):
+    some = read("multi30k", "test", 17, 3)
+    assert len(set(some)) == 17
+    assert set(some) < set(read("multi30k", "test"))
+    assert some == read("multi30k", "test", 17, 3) != read("multi30k", "test", 17, 5)
+
+
+def test_tinyshakespeare_is_cut_at_nine_tenths(read):
+    train, rest = read("tinyshakespeare", "train"), read("tinyshakespeare", "test")
+    whole = corpora.data_file("tinyshakespeare/input.txt").read_bytes().decode()
+    assert (len(train), len(whole)) == (1_003_854, 1_115_394)
+    assert train + rest == whole
+    assert read("tinyshakespeare", "validation") == rest
+    assert read("tinyshakespeare", "train", 31) == train[:31]
+
+
+def test_nsmc_has_its_reviews_once_and_both_labels(read):
+    train, validation, test = (read("nsmc", split) for split in SPLITS)
+    assert len(validation) == 5_000
+    # Of 150,000 and 25,000 rows a few have no text.
+    assert 149_990 <= len(train) + len(validation) < 150_000
+    assert 24_990 <= len(test) <= 25_000
+    for split in (train, validation, test):
+        assert 0.45 < sum(label == "positive" for _, label in split) / len(split) < 0.55
+        assert {label for _, label in split} == {"positive", "negative"}
+
+
+def test_nsmc_splits_are_the_rows_of_the_file_once_each(read):
+    rows = [line.split("\t")[1] for line in corpora._lines("nsmc/ratings_train.txt.gz")[1:]]
+    read_back = [text for split in SPLITS[:2] for text, _ in read("nsmc", split)]
+    assert sorted(read_back) == sorted(text for text in rows if text)
+
+
+def test_unlabelled_reviews_are_all_there_by_film(read):
+    splits = [read("nsmc-unlabelled", split) for split in SPLITS]
+    assert sum(len(film) for split in splits for film in split) == 639_270
+    films = sum(map(len, splits))
+    assert all(abs(len(split) - films / 100) <= 1 for split in splits[1:])
+    assert not {id(film) for film in splits[1]} & {id(film) for film in splits[2]}
+    assert all(film and all(film) for split in splits for film in split)
+
+
+def test_an_absent_file_is_named_with_the_variable_that_names_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(DATA, str(tmp_path))
+    for name, file in FILES.items():
+        with pytest.raises(FileNotFoundError) as caught:
+            CORPORA[name].read("train", None, 0)
+        assert file in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
+        assert DATA in str(caught.value)
+
+
+def test_without_the_variable_the_folder_is_data(tmp_path, monkeypatch):
+    monkeypatch.delenv(DATA, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "here.txt").write_text("x")
+    assert corpora.data_file("here.txt").read_text() == "x"

@@ -1,0 +1,305 @@
+"""The measures are those computed by hand, in process and through an endpoint."""
+
+import argparse
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+import sacrebleu
+import tensorflow as tf
+
+from training import evaluate, grammar
+from training.corpora import CORPORA
+from training.run import build_model
+
+
+def examples(one, split="test"):
+    return CORPORA[one.recipe.corpus].read(split, one.recipe.evaluate_examples, one.recipe.seed + 1)
+
+
+@pytest.fixture
+def copy(tiny_run, tmp_path):
+    """A function: architecture -> its tiny run, with a folder of its own to write metrics into."""
+
+    def copy(architecture, **changes):
+        one = tiny_run(architecture)
+        (tmp_path / "metrics.json").write_text((one.folder / "metrics.json").read_text())
+        return one._replace(folder=tmp_path, recipe=one.recipe.replace(**changes))
+
+    return copy
+
+
+class Told:
+    """Answers given beforehand, by the text that is asked."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def translate(self, texts):
+        return [self.answers[text] for text in texts]
+
+    classify = translate
+
+
+# ---- Translation ---------------------------------------------------------------------------------------------------
+
+
+def test_exact_match_and_bleu_are_those_by_hand(copy):
+    one = copy("transformer")
+    pairs = examples(one)
+    # Every third answer loses its last word.
+    given = [target.rsplit(" ", 1)[0] if i % 3 == 0 else target for i, (_, target) in enumerate(pairs)]
+    values = evaluate.evaluate_run(one, served=Told({source: answer for (source, _), answer in zip(pairs, given)}))
+    right = [answer == target for answer, (_, target) in zip(given, pairs)]
+    assert values["exact"] == pytest.approx(sum(right) / 23)
+    assert values["bleu"] == round(sacrebleu.corpus_bleu(given, [[target for _, target in pairs]]).score, 2)
+    lengths = [len(source.split()) for source, _ in pairs]
+    for key, chosen in [("exact_up_to_7_words", lambda n: n <= 7), ("exact_from_12_words", lambda n: n >= 12)]:
+        some = [hit for hit, length in zip(right, lengths) if chosen(length)]
+        assert values.get(key) == (pytest.approx(sum(some) / len(some)) if some else None)
+    assert values["words_per_sentence"] == pytest.approx(sum(lengths) / 23)
+    assert values["examples"] == 23
+    assert "tok:13a" in values["bleu_signature"]
+
+
+def test_measures_of_lengths_that_do_not_occur_are_left_out():
+    values = evaluate._translation([("one two", "x y")], ["x y"])
+    assert values["exact_up_to_7_words"] == 1
+    assert "exact_from_12_words" not in values
+
+
+@pytest.mark.parametrize("architecture", ["seq2seq", "attention", "transformer"])
+def test_translations_in_a_batch_are_those_of_one_sentence_at_a_time(architecture, copy, monkeypatch):
+    # With fresh weights: after 22 steps some models end every sentence at once.
+    one = copy(architecture)
+    keras.utils.set_random_seed(3)
+    one = one._replace(model=build_model(one.recipe, one.tokenizer, one.target_tokenizer, None))
+    sources = [source for source, _ in examples(one)][:11]
+    together = evaluate.InProcess(one).translate(sources)
+    assert any(together)
+    monkeypatch.setattr(evaluate, "BATCH", 3)
+    assert evaluate.InProcess(one).translate(sources) == together
+    tokenizer, target = one.tokenizer, one.target_tokenizer
+    for source, translation in list(zip(sources, together))[:3]:
+        ids = tokenizer.tokenize(tf.constant([source])).to_list()[0] + [tokenizer.end_token_id]
+        inputs = {"encoder_token_ids": np.array([ids], "int32"), "encoder_padding_mask": np.ones((1, len(ids)), bool)}
+        written = one.model.generate(inputs, one.recipe.max_new_tokens, target.end_token_id, target.start_token_id)
+        assert target.detokenize(tf.constant(written["token_ids"])).numpy()[0].decode() == translation
+
+
+# ---- Language models -----------------------------------------------------------------------------------------------
+
+
+def log_probability(one, line):
+    """Of a line and its end, from a forward pass of its own: summed log-probability in nats, number of tokens."""
+    tokenizer = one.tokenizer
+    ids = tokenizer.tokenize(tf.constant([line])).to_list()[0]
+    fed, asked = [tokenizer.start_token_id, *ids], [*ids, tokenizer.end_token_id]
+    inputs = {"token_ids": np.array([fed], "int32"), "padding_mask": np.ones((1, len(fed)), bool)}
+    logits = np.asarray(one.model(inputs, training=False), "float64")[0]
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return log_p[np.arange(len(asked)), asked].sum(), len(asked)
+
+
+def test_nats_per_word_are_those_of_a_forward_pass_of_each_line(copy):
+    one = copy("gpt")
+    totals = [log_probability(one, line) for line in examples(one)]
+    words = sum(len(line.split()) + 1 for line in examples(one))
+    values = evaluate.evaluate_run(one)
+    assert values["nats_per_word"] == pytest.approx(-sum(total for total, _ in totals) / words, rel=1e-5)
+    perplexity = math.exp(-sum(total for total, _ in totals) / sum(count for _, count in totals))
+    assert values["perplexity"] == pytest.approx(perplexity, rel=1e-5)
+
+
+def test_the_grammars_floors_stand_beside_the_models_nats(copy):
+    one = copy("gpt")
+    values = evaluate.evaluate_run(one)
+    words = sum(len(line.split()) + 1 for line in examples(one))
+    truth = -sum(map(grammar.log_probability, examples(one))) / words
+    assert values["nats_per_word_of_the_grammar"] == pytest.approx(truth)
+    assert values["entropy_per_word"] == grammar.entropy_per_word()
+    assert values["nats_per_word"] > truth
+
+
+def test_nats_do_not_depend_on_the_size_of_batches(copy):
+    small, large = (evaluate.evaluate_run(copy("gpt", tokens_per_batch=places)) for places in (53, 1009))
+    assert small == pytest.approx(large, rel=1e-5)
+
+
+# ---- Classes and sentence pairs ------------------------------------------------------------------------------------
+
+
+def test_accuracy_is_the_share_of_right_labels_however_they_are_batched(copy, monkeypatch):
+    one = copy("bert-classify")
+    tokenizer, labelled = one.tokenizer, examples(one)
+    hits = []
+    for text, label in labelled:
+        ids = tokenizer.tokenize(tf.constant([text])).to_list()[0]
+        ids = np.array([[tokenizer.start_token_id, *ids, tokenizer.end_token_id]], "int32")
+        logits = one.model({"token_ids": ids, "segment_ids": 0 * ids, "padding_mask": ids >= 0}, training=False)
+        hits.append(one.labels[int(np.argmax(logits))] == label)
+    assert evaluate.evaluate_run(one) == {"accuracy": pytest.approx(sum(hits) / 23), "examples": 23}
+    monkeypatch.setattr(evaluate, "BATCH", 5)
+    assert evaluate.evaluate_run(one)["accuracy"] == pytest.approx(sum(hits) / 23)
+
+
+def test_the_probability_that_a_sentence_follows_does_not_depend_on_its_batch(copy, monkeypatch):
+    answers = evaluate.InProcess(copy("bert"))
+    pairs = grammar.sentence_couples("test", 11, 3)
+    firsts, seconds = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    together = answers.follows(firsts, seconds)
+    assert all(0 < probability < 1 for probability in together)
+    monkeypatch.setattr(evaluate, "BATCH", 3)
+    np.testing.assert_allclose(answers.follows(firsts, seconds), together, atol=1e-5)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_pre_trained_bert_is_measured_on_the_split_beside_the_best_possible(split, copy, monkeypatch):
+    asked = []
+    for name in ("sentence_couples", "masked_couples"):
+        real = getattr(grammar, name)
+        monkeypatch.setattr(
+            grammar, name, lambda split, *rest, real=real, **named: asked.append(split) or real(split, 7, 3)
+        )
+    monkeypatch.setattr(grammar, "next_sentence_best_accuracy", lambda count, seed, split: asked.append(split) or 0.9)
+    monkeypatch.setattr(grammar, "masked_best_accuracy", lambda count, seed, split: asked.append(split) or 0.5)
+    values = evaluate.evaluate_run(copy("bert"), split)
+    assert len(asked) >= 4 and set(asked) == {split}
+    assert (values["next_sentence_accuracy_best"], values["masked_accuracy_best"]) == (0.9, 0.5)
+    assert 0 <= values["masked_accuracy"] <= 1
+    assert values["next_sentence_accuracy"] in [pytest.approx(n / 7) for n in range(8)]
+
+
+def test_a_hidden_word_is_filled_with_a_word_for_each_gap(copy):
+    one = copy("bert")
+    filled = evaluate.InProcess(one).fill(["i", None, "a", "student"], ["he", "is", None])
+    assert len(filled) == 2
+    assert all(one.tokenizer.token_to_id(word) is not None for word in filled)
+
+
+# ---- The folder and the table --------------------------------------------------------------------------------------
+
+
+def test_measures_in_process_are_kept_beside_the_older_ones_and_served_ones_are_not(copy):
+    one = copy("bert-classify")
+    before = json.loads((one.folder / "metrics.json").read_text())
+    tested = evaluate.evaluate_run(one)
+    validated = evaluate.evaluate_run(one, "validation")
+    kept = {**before, "test": tested, "validation": validated}
+    assert json.loads((one.folder / "metrics.json").read_text()) == kept
+    evaluate.evaluate_run(one, served=Told(dict(examples(one))))
+    assert json.loads((one.folder / "metrics.json").read_text()) == kept
+
+
+def test_a_loaded_folder_measures_as_the_run_in_memory(tiny_run):
+    one = tiny_run("bert-classify")
+    assert evaluate.evaluate(one.folder, "validation") == evaluate.evaluate_run(one, "validation")
+
+
+def test_the_table_shows_all_of_every_value(capsys):
+    evaluate.show({"exact": 0.25, "examples": 23, "bleu_signature": "~" * 97})
+    out = capsys.readouterr().out
+    assert "0.2500" in out and "23" in out
+    assert out.count("~") == 97
+
+
+# ---- Endpoints -----------------------------------------------------------------------------------------------------
+
+
+class FakeClient:
+    """Stands for the client of a server; answers with what a signature gives."""
+
+    def __init__(self, host, transport, **ports):
+        self.opened, self.asked = (host, transport, ports), []
+
+    def predict(self, model, inputs, signature):
+        from serving.client import ServingError
+
+        self.asked.append((model, signature, {name: len(values) for name, values in inputs.items()}))
+        if model == "absent":
+            raise ServingError("NOT_FOUND", "no such model", "server")
+        texts = next(iter(inputs.values()))
+        return {
+            "translation": [text.upper() for text in texts],
+            "label": ["positive"] * len(texts),
+            "log_probability": [-2.0 * len(text.split()) for text in texts],
+            "num_tokens": [len(text.split()) for text in texts],
+            "probability": [0.75] * len(texts),
+        }
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.setattr("serving.client.Client", FakeClient)
+    return lambda name="tiny", transport="grpc": evaluate.Endpoint("there", 8511, name, transport)
+
+
+def test_an_endpoint_asks_each_signature_of_the_contract_in_batches(endpoint):
+    served = endpoint()
+    texts = [f"a{i}" + " b" * (i % 3) for i in range(211)]
+    assert served.translate(texts) == [text.upper() for text in texts]
+    assert served.classify(texts) == ["positive"] * 211
+    count = sum(len(text.split()) for text in texts)
+    assert served.score(texts) == (-2.0 * count, count)
+    assert served.follows(texts, texts) == [0.75] * 211
+    sizes = {(signature, tuple(inputs)): [] for _, signature, inputs in served.client.asked}
+    for model, signature, inputs in served.client.asked:
+        assert model == "tiny"
+        sizes[signature, tuple(inputs)].append(max(inputs.values()))
+    text = ("text",)
+    once = [100, 100, 11]
+    assert sizes == {
+        ("translate", text): once,
+        ("classify", text): once,
+        ("score", text): once * 2,
+        ("next_sentence", ("first", "second")): once,
+    }
+
+
+def test_an_endpoints_score_gives_the_same_measures_as_a_model_with_that_score(endpoint, copy):
+    one = copy("gpt")
+    values = evaluate.evaluate_run(one, served=endpoint())
+    count = sum(len(line.split()) for line in examples(one))
+    assert values["nats_per_word"] == pytest.approx(2 * count / (count + 23))
+    assert values["perplexity"] == pytest.approx(math.e**2)
+
+
+def test_a_bert_behind_an_endpoint_is_measured_by_its_sentence_pairs(endpoint, copy):
+    values = evaluate.evaluate_run(copy("bert"), served=endpoint())
+    assert values["next_sentence_accuracy"] == pytest.approx(0.5, abs=0.01)
+    assert "masked_accuracy" not in values
+
+
+def test_a_refusal_of_the_endpoint_is_a_value_error_that_says_why(endpoint):
+    with pytest.raises(ValueError, match=r"absent/classify: NOT_FOUND \(server\): no such model"):
+        endpoint("absent").classify(["x"])
+
+
+def test_running_text_behind_an_endpoint_is_refused(endpoint, copy, monkeypatch):
+    monkeypatch.setitem(CORPORA, "tinyshakespeare", CORPORA["tinyshakespeare"]._replace(read=lambda *_: "text"))
+    with pytest.raises(ValueError, match="tinyshakespeare is one running text and is measured in process"):
+        evaluate.evaluate_run(copy("gpt", corpus="tinyshakespeare"), served=endpoint())
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "opened"),
+    [
+        ({"endpoint": "there:8511"}, "mine", ("there", "grpc", {"port": 8511})),
+        ({"endpoint": "there:8511/other"}, "other", ("there", "grpc", {"port": 8511})),
+        ({"port": 8511}, "mine", ("here", "grpc", {"port": 8511})),
+        ({"rest_api_port": 8512}, "mine", ("here", "rest", {"rest_api_port": 8512})),
+    ],
+)
+def test_options_name_the_endpoint(given, name, opened, endpoint):
+    options = {"run": "runs/mine", "host": "here", "endpoint": None, "port": None, "rest_api_port": None, **given}
+    served = evaluate.endpoint(argparse.Namespace(**options))
+    assert (served.name, served.client.opened) == (name, opened)
+
+
+@pytest.mark.parametrize("address", ["there", "there:", ":8511", "there:port/name"])
+def test_an_endpoint_without_host_and_port_is_refused(address):
+    options = argparse.Namespace(run="runs/mine", endpoint=address)
+    with pytest.raises(ValueError, match=f"--endpoint needs HOST:PORT or HOST:PORT/NAME, got '{address}'"):
+        evaluate.endpoint(options)
