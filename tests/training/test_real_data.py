@@ -1,11 +1,19 @@
-"""The recipes on real data, with small models for a short while."""
+"""The recipes on real data, with small models for a short while: trained, measured, exported, served, asked."""
 
 import csv
 import json
 import math
+import socket
 
 import pytest
+import tensorflow as tf
 
+from serving.answers import answers_for
+from serving.client import Client
+from serving.export import export_run
+from serving.model_server.core import ModelSettings
+from serving.model_server.server import ModelServer
+from serving.signatures import SIGNATURES
 from training import evaluate
 
 MEASURES = {
@@ -28,3 +36,39 @@ def test_a_recipe_on_real_data_learns_and_is_measured(name, real_run):
     assert set(values) >= MEASURES[name]
     assert all(math.isfinite(value) for value in values.values() if isinstance(value, float))
     assert json.loads((one.folder / "metrics.json").read_text())["test"] == values
+
+
+ASKED = {
+    "multi30k-transformer": ["Ein Hund läuft durch den Schnee.", "", "Zwei Männer."],
+    "shakespeare-gpt": ["ROMEO:\nBut soft, what", "", "O"],
+    "nsmc-bert": ["이 영화 [MASK] 재미있다", "", "[MASK] 최고"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_run_on_real_data_is_served_as_the_model_in_process_answers(name, real_run, tmp_path):
+    one = real_run(name)
+    export_run(one.folder, tmp_path / "exports" / name)
+    answers = answers_for(*one[2:], max_new_tokens=one.recipe.max_new_tokens)
+    function = getattr(answers, SIGNATURES[answers.kind]["serving_default"].function)
+    live = [answer.decode() for answer in function(tf.constant(ASKED[name]))[0].numpy()]
+    port, rest_api_port = free_ports()
+    models = [ModelSettings(name, tmp_path / "exports" / name)]
+    server = ModelServer(models, host="127.0.0.1", port=port, rest_api_port=rest_api_port)
+    server.start()
+    try:
+        for client in (Client(rest_api_port=rest_api_port), Client(port=port, transport="grpc")):
+            with client:
+                assert next(iter(client.predict(name, ASKED[name]).values())) == live
+                alone = [next(iter(client.predict(name, [text]).values()))[0] for text in ASKED[name]]
+                assert alone == live
+    finally:
+        server.stop()
+
+
+def free_ports():
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        return first.getsockname()[1], second.getsockname()[1]
