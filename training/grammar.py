@@ -4,8 +4,9 @@ English is a probabilistic context-free grammar in which a sentence has exactly 
 that derivation. So there are true translations of any length, a true entropy (the floor of a language model's loss),
 and true posteriors for a masked word or a next sentence. `python -m training.grammar` shows some of it.
 
-A document draws a topic and a protagonist, then its sentences independently: the same grammar with the choices of
-topic and name reweighted. Train, validation and test are disjoint in sentences, by a checksum of the sentence.
+A document draws a theme, some topics, and a protagonist, then its sentences independently: the same grammar with the
+choices of topic and name reweighted, less the sentences that show no topic or no name. Train, validation and test are
+disjoint in sentences, by a checksum of the sentence.
 """
 
 import math
@@ -24,12 +25,15 @@ from training.lexicon import BE, asked, being, clause, past, present, stated, wi
 
 SPLITS = ("train", "validation", "test")
 TOPICS = tuple(fr.TOPICS)
-PROTAGONISTS = tuple((name, gender) for gender, names in fr.NAMES.items() for name in names.split())
-ABOUT = tuple((topic, *protagonist) for topic in TOPICS for protagonist in PROTAGONISTS)  # of a document
+NAMES = tuple((name, gender) for gender, names in fr.NAMES.items() for name in names.split())
+# Few themes and protagonists: that two sentences agree in one of many kinds is more than a small model soon finds.
+PROTAGONISTS = tuple((name, gender) for name, gender in NAMES if name in fr.PROTAGONISTS.split())
+ABOUT = tuple((theme, *protagonist) for theme in fr.THEMES.values() for protagonist in PROTAGONISTS)  # of a document
 
 RELATIVE, RELATIVE_OPINION = 0.35, 0.6  # share of noun phrases that carry a relative clause where the depth allows it
 # Share of a document's choices of topic, and of those of a name or of he and she, that fall on its own.
 ON_TOPIC, ON_PROTAGONIST = 0.97, 0.95
+SHOWN = ("topic", "name")  # what each sentence of a document shows
 AGREEMENTS = {"i": 0.12, "s": 0.55, "p": 0.33}  # subjects: i; he, she or one; you, we, they or several
 NUMBERS = {"s": 0.65, "p": 0.35}
 IS = {"i": "am", "s": "is", "p": "are"}
@@ -116,7 +120,7 @@ class Rules:
     def words_of_nouns(self):
         for word, (pronoun, person, gender) in fr.PRONOUNS.items():
             self.words(f"PRONOUN.{word}", [(word, ([pronoun], person, gender))])
-        for name, sex in PROTAGONISTS:
+        for name, sex in NAMES:
             for left in ("NAME", f"NAME.{sex}"):
                 value = ([name], 1, int(sex == "f"))
                 self.add(left, name, 1.0, lambda value=value: value, ("name", name))
@@ -645,12 +649,13 @@ def labelled(split: str, count: int, seed: int = 0) -> list[tuple[str, str]]:
 # ---- Documents: the same grammar under a topic and a protagonist -------------------------------------------------
 
 
-def affinity(tag: tuple[str, str] | None, topic: str, name: str, gender: str) -> float:
+def affinity(tag: tuple[str, str] | None, theme: tuple[str, ...], name: str, gender: str) -> float:
     kind, value = tag or ("", "")
+    own = {"topic": theme, "name": (name,), "gender": (gender,)}[kind]
     share = ON_TOPIC if kind == "topic" else ON_PROTAGONIST
-    if value in (topic, name, gender):
-        return share
-    return (1 - share) / ({"topic": len(TOPICS), "name": len(PROTAGONISTS), "gender": 2}[kind] - 1)
+    if value in own:
+        return share / len(own)
+    return (1 - share) / ({"topic": len(TOPICS), "name": len(NAMES), "gender": 2}[kind] - len(own))
 
 
 @cache
@@ -673,13 +678,13 @@ def document_probability(rule: Rule):
     return document_probabilities()[rule.left, rule.right] if rule.tag else rule.probability
 
 
-def chooses_topic(rule: Rule) -> bool:
-    return rule.tag is not None and rule.tag[0] == "topic"
+def chooses(rule: Rule, kinds: tuple[str, ...]) -> bool:
+    return rule.tag is not None and rule.tag[0] in kinds
 
 
-def off_topic_probability(rule: Rule):
-    """Of derivations that choose no topic at all; documents leave such sentences out."""
-    return 0.0 if chooses_topic(rule) else document_probability(rule)
+def probability_without(kinds: tuple[str, ...], rule: Rule):
+    """Of derivations that choose nothing of these kinds."""
+    return 0.0 if chooses(rule, kinds) else document_probability(rule)
 
 
 @cache
@@ -694,7 +699,7 @@ def document_tables(about: int) -> dict[str, tuple]:
 
 
 def documents(split: str, count: int, seed: int = 0, sentences: tuple[int, int] = (3, 6)) -> list[list[str]]:
-    """Draws short English documents, each about a topic, that every sentence shows, and a protagonist, that many do.
+    """Draws short English documents, each of a theme and a protagonist: every sentence shows a topic and a name.
 
     Args:
         split: "train", "validation" or "test"; they share no sentence.
@@ -713,10 +718,15 @@ def documents(split: str, count: int, seed: int = 0, sentences: tuple[int, int] 
         text: list[str] = []
         while len(text) < size:
             english, rules = source.sample(generator.random, tables)
-            if split_of(english) == split and any(map(chooses_topic, rules)):
+            if split_of(english) == split and all(any(chooses(rule, (kind,)) for rule in rules) for kind in SHOWN):
                 text.append(english)
         texts.append(text)
     return texts
+
+
+def shown(all_, without_topic, without_name, without_both):
+    """The part that has both; the differences are exactly 0 where one is nowhere or the other."""
+    return (all_ - without_topic) - (without_name - without_both)
 
 
 class Reading:
@@ -727,19 +737,22 @@ class Reading:
         self.forest = grammar(1).parse(words)
         if not self.forest:
             raise ValueError(f"A document's sentence must be one of the built-in grammar, got {words!r}.")
-        self.all = inside(self.forest, document_probability)
-        self.off_topic = inside(self.forest, off_topic_probability)
-        self.likelihood = self.all[self.root] - self.off_topic[self.root] + np.zeros(len(ABOUT))  # (about,)
+        # By inclusion and exclusion, since documents leave out sentences that lack one or the other of SHOWN.
+        self.weights = [partial(probability_without, kinds) for kinds in ((), *((kind,) for kind in SHOWN), SHOWN)]
+        self.sums = [inside(self.forest, weigh) for weigh in self.weights]
+        self.likelihood = shown(*(sums[self.root] for sums in self.sums)) + np.zeros(len(ABOUT))  # (about,)
+        if not np.any(self.likelihood):
+            raise ValueError(f"A document's sentence must show a topic and a name, got {words!r}.")
 
     def hidden(self, belief: np.ndarray) -> list[dict[str, float]]:
         """For each None, word -> probability, where belief (about,) weighs what the document may be about."""
-        found = self.outside(document_probability, self.all, belief)
-        if np.any(self.off_topic[self.root]):
-            off_topic = self.outside(off_topic_probability, self.off_topic, belief)
-            for at, words in found.items():
-                for word in words:
-                    words[word] = max(0.0, words[word] - off_topic[at][word])
-        return [{word: mass / sum(words.values()) for word, mass in words.items()} for words in found.values()]
+        found = [self.outside(weigh, sums, belief) for weigh, sums in zip(self.weights, self.sums, strict=True)]
+        posteriors = []
+        for at in found[0]:
+            masses = {word: max(0.0, shown(*(part[at][word] for part in found))) for word in found[0][at]}
+            total = sum(masses.values())
+            posteriors.append({word: mass / total for word, mass in masses.items()})
+        return posteriors
 
     def outside(self, weigh: Callable[[Rule], Any], sums: dict, belief: np.ndarray) -> dict[int, dict[str, float]]:
         """Position -> word -> summed weight of the derivations with that word there."""

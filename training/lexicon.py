@@ -82,6 +82,14 @@ TOPICS = {
     },
 }
 
+# Theme of a document -> its topics.
+THEMES = {
+    "home": ("kitchen", "garden"),
+    "town": ("school", "hospital", "sport"),
+    "stage": ("music", "art", "tale"),
+    "journey": ("sea", "travel"),
+}
+
 # Verbs with any thing as object, with an opinion of it, with a person, with a place, with a statement.
 SHARED_VERBS = (
     "find finds found trouver, see sees saw voir, choose chooses chose choisir, sell sells sold vendre, "
@@ -165,6 +173,7 @@ PROFESSIONS = (
 )
 
 NAMES = {"f": "anna alice marie claire julie emma", "m": "paul louis marc leo victor adam"}
+PROTAGONISTS = "anna marie paul leo"  # whom documents are about
 
 # Pronouns: English, French, person in the order je il nous vous ils, gender and number (0 m, 1 f, 2 m plural, 3 f
 # plural). "you" is polite and one man, "they" are men or mixed, "i" is a man: so French is a function of English.
