@@ -1,9 +1,8 @@
 """`make demo`: five models from text to a served answer, with the public commands alone.
 
 Fits the demo recipes, exports each, serves them together, asks each over REST and over gRPC, and compares both
-answers with
-the model in process. Exits with 1 if any two of them differ. With --keep the server goes on, and how to ask it is
-shown.
+answers with the model in process. Exits with 1 if any two of them differ. With --keep the server goes on, and how to
+ask it is shown.
 """
 
 import json
@@ -23,10 +22,11 @@ LANES = (
     ("demo-attention", "demo-seq2seq", "demo-gpt"),
     ("demo-transformer", "demo-bert", "demo-bert-classify"),
 )
+TRANSLATED = ("i am a student", "the doctor that the small sailors know does not see her black boats")
 QUESTIONS = {
-    "demo-seq2seq": ("i am a student", "the old doctor sees my red boats"),
-    "demo-attention": ("i am a student", "the old doctor sees my red boats"),
-    "demo-transformer": ("i am a student", "the doctor that the small sailors know does not like her black cat"),
+    "demo-seq2seq": TRANSLATED,
+    "demo-attention": TRANSLATED,
+    "demo-transformer": TRANSLATED,
     "demo-bert": ("the cook [MASK] a cake in the kitchen", "the nurse is not [MASK]"),
     "demo-bert-classify": ("the opera that i hate is not bad", "my soup is not good"),
     "demo-gpt": ("the sailors that", "she does not"),
@@ -137,13 +137,15 @@ def main(keep: bool) -> int:
     from rich.table import Table
 
     from serving.client import Client
+    from serving.model_server import quiet
 
+    quiet.import_tensorflow()
     started = time.perf_counter()
     shutil.rmtree(ROOT, ignore_errors=True)
     with ThreadPoolExecutor(len(LANES)) as pool:
         for done in [pool.submit(lane, names) for names in LANES]:
             done.result()
-    names = tuple(name for names in LANES for name in names)
+    names = tuple(QUESTIONS)
     port, rest_api_port = (8500, 8501) if keep else (free_port(), free_port())
     ports = ("--port", str(port), "--rest_api_port", str(rest_api_port))
     print("serving", flush=True)

@@ -13,8 +13,7 @@ if BACKEND not in ("tensorflow", "jax"):
 def scan(step, state, inputs, num_outputs, reverse=False):
     """Runs `step(state, input_t) -> (state, outputs_t)` along the first axis of every leaf of `inputs`.
 
-    `keras.ops.scan` on TensorFlow demands outputs shaped as the state, so it cannot carry one thing and collect
-    another.
+    `keras.ops.scan` on TensorFlow demands outputs shaped as the state: it cannot carry one thing and collect another.
 
     Args:
         step: a function; `outputs_t` is a tuple of `num_outputs` tensors of the state's dtype.

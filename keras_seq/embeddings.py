@@ -6,8 +6,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("keras_seq")
 class TokenEmbedding(keras.layers.Layer):
-    """A vector for each token: E[id], times sqrt(d) if `scale`; with `reverse=True` the logits of a hidden state, x
-    E^T.
+    """A vector for each token: E[id], times sqrt(d) if `scale`; with `reverse=True` the logits of a state: x E^T.
 
     Tied weights: Press and Wolf 2017, section 2; scaling by sqrt(d): Vaswani et al. 2017, section 3.4.
 

@@ -176,8 +176,7 @@ def _begin(model, inputs, max_new_tokens, start_token_id):
 
 
 def _draw(logits_bv, uniform_b, sampler):
-    """A token a row by inverting the distribution function at one uniform number, over the tokens sorted by
-    likelihood."""
+    """A token a row: the distribution function over the tokens, likeliest first, inverted at one uniform number."""
     temperature_b1 = ops.cast(sampler.temperature, "float32")[:, None]
     safe_b1 = ops.where(temperature_b1 > 0, temperature_b1, 1.0)
     # The greatest taken away first: divided by a tiny temperature it would be infinite, and the softmax not a number.

@@ -376,7 +376,9 @@ class Tokenizer(abc.ABC):
                     return getattr(self, name)(*inputs)
 
             specs = [tf.TensorSpec([None] * rank, dtype) for rank, dtype in signature]
-            self._functions[name] = tf.function(on_cpu, input_signature=specs, autograph=False)
+            # Concrete at once: TensorFlow counts the traces of all tokenizers together and would warn of the fifth.
+            traced = tf.function(on_cpu, input_signature=specs, autograph=False)
+            self._functions[name] = traced.get_concrete_function()
         return self._functions[name]
 
     # Strings to ids.

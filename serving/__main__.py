@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Writes a run as a new version of a served model and prints its folder."""
+    quiet.import_tensorflow()
     from serving.export import export_run
 
     print(export_run(options.run_folder, options.export_folder, version=options.version))
@@ -48,6 +49,7 @@ def export(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Prints what is in a SavedModel; 0 if stock TensorFlow Serving can run it safely."""
+    quiet.import_tensorflow()
     from serving.check import check as check_saved_model
 
     result = check_saved_model(options.path)

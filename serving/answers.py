@@ -1,7 +1,6 @@
 """Text in, text out, inside a graph: what stands behind each signature, for the five models.
 
-Content never raises: text that is too long is cut to the model's length, an empty one has a start or an end token to
-look at.
+Content never raises: text that is too long is cut to the model's length, an empty one has a start or end token to see.
 """
 
 from collections.abc import Callable

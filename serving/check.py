@@ -1,5 +1,4 @@
-"""What is in a SavedModel, and whether stock TensorFlow Serving can run it safely. Parses the protobuf, runs nothing
-of it."""
+"""What is in a SavedModel, and whether stock TensorFlow Serving can run it safely: read, nothing of it is run."""
 
 import dataclasses
 import re

@@ -1,7 +1,6 @@
 """From a model and its tokenizers to a version folder that TensorFlow Serving can load.
 
-Written beside (outside the folder that is served), reloaded in a fresh process, compared with the live model, and
-only then
+Written beside (outside the folder that is served), reloaded in a fresh process, compared with the live model, only then
 renamed into place: a server that polls the folder never sees half a version.
 """
 
@@ -160,8 +159,7 @@ def _function(answers: Any, signature: Signature) -> Any:
 
 
 def _set_methods(staging: Path, signatures: dict[str, Signature]) -> None:
-    """tf.saved_model.save calls every signature a Predict; TensorFlow Serving's Classify looks for its own method
-    name."""
+    """tf.saved_model.save calls every signature a Predict; Classify looks for a method name of its own."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     file = staging / "saved_model.pb"
@@ -243,8 +241,7 @@ def _write_extras(staging: Path, answers: Any, probes: dict, place: Path, traini
 
 
 def _compare(staging: Path, live: dict[str, tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]]) -> None:
-    """Runs the probes on the reloaded export in a fresh process, in a Session as TensorFlow Serving does, and
-    compares."""
+    """Runs the probes on the export in a fresh process, in a Session as TensorFlow Serving does, and compares."""
     questions, answers = staging.with_name(f"{staging.name}.npz"), staging.with_name(f"{staging.name}.answers.npz")
     try:
         flat = {f"{name}|{key}": value.numpy() for name, (inputs, _) in live.items() for key, value in inputs.items()}

@@ -1,5 +1,4 @@
-"""`python -m serving.reload FOLDER QUESTIONS ANSWERS`: what an export answers in a process that knows nothing else of
-it.
+"""`python -m serving.reload FOLDER QUESTIONS ANSWERS`: what an export answers in a process that knows nothing else.
 
 It loads the version as TensorFlow Serving does, into a Session, and imports neither the library nor Keras.
 """

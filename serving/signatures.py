@@ -1,7 +1,6 @@
 """The one table: signature -> the function that answers it, its inputs, its outputs.
 
-Export builds the SavedModel from it; server, client and pages read what was exported. Importing it imports nothing
-else.
+Export builds the SavedModel from it; server, client and pages read what was exported. It imports nothing heavy.
 Every input and every output has the batch as its first axis, options too: each row has its own.
 """
 

@@ -36,8 +36,7 @@ class Recipe:
         architecture: one of ARCHITECTURES.
         corpus: one of CORPORA, of the kind the architecture reads.
         model: arguments of the model's constructor, less vocabulary sizes and max_sequence_length.
-        tokenizer: "wordpiece", "bpe", "char" or "word"; trained on the corpus unless the recipe starts from another
-        run.
+        tokenizer: "wordpiece", "bpe", "char" or "word"; trained on the corpus, or that of the run it starts from.
         vocabulary_size: greatest number of tokens.
         lowercase: lower-case the text.
         max_sequence_length: positions; longer text is cut.

@@ -113,8 +113,7 @@ class GPT(GenerativeModel):
         return self._finish(x), weights, caches
 
     def start(self, inputs, length):
-        """See GenerativeModel.start; the prompt is read at once, and its last token is fed again by the first
-        `step`."""
+        """See GenerativeModel.start; the prompt is read at once, its last token fed again by the first `step`."""
         check_length(self, length, self.max_sequence_length)
         _, _, caches = self._forward(inputs)
         count = ops.sum(ops.cast(inputs["padding_mask"], "int32"), axis=1)

@@ -9,7 +9,7 @@ def import_tensorflow() -> None:
 
     TensorFlow writes some of these lines before it reads TF_CPP_MIN_LOG_LEVEL, and past Python's `sys.stderr`.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # at 2 it still tells of GPUs that are not there
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.stderr.flush()
     saved, closed = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -113,6 +113,7 @@ def fit(recipe, folder, resume=False):
     return run.fit(recipe, folder, resume, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["transformer", "bert", "attention"])
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     architecture, tiny_run, tmp_path, monkeypatch
