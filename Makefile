@@ -11,6 +11,8 @@ RUN := .venv/bin/python
 demo: .venv/installed
 	$(RUN) demo.py $(if $(KEEP),--keep)
 
+# One thread of TensorFlow a worker: two workers of two threads each wait for one another on two cores.
+test: export TF_NUM_INTRAOP_THREADS = 1
 test: lint
 	$(RUN) -m pytest -n 2 --dist loadfile
 	KERAS_BACKEND=jax $(RUN) -m pytest -n 2 --dist loadfile tests/keras_seq --ignore tests/keras_seq/test_text.py

@@ -5,6 +5,7 @@ are; of one long text: characters) and a seed, and gives a list: of pairs, of li
 (text, label), or one long text.
 """
 
+import functools
 import gzip
 import os
 import random
@@ -85,14 +86,22 @@ def _nsmc(split: str, count: int | None, seed: int) -> list[tuple[str, str]]:
     return _some(examples, count, seed)
 
 
+@functools.lru_cache(maxsize=1)  # a run reads it for training and again for validation: 640,000 lines
+def _blocks(path: Path) -> list[list[str]]:
+    """Lines between blank lines."""
+    blocks: list[list[str]] = [[]]
+    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
+        for line in file:
+            if text := line.rstrip("\r\n"):
+                blocks[-1].append(text)
+            elif blocks[-1]:
+                blocks.append([])
+    return blocks
+
+
 def _nsmc_unlabelled(split: str, count: int | None, seed: int) -> list[list[str]]:
     """Reviews of one film are one document; every hundredth film validates, every hundredth tests."""
-    documents: list[list[str]] = [[]]
-    for line in _lines("nsmc/unlabelled.txt.gz"):
-        if line:
-            documents[-1].append(line)
-        elif documents[-1]:
-            documents.append([])
+    documents = _blocks(data_file("nsmc/unlabelled.txt.gz"))
     place = {"validation": 0, "test": 1}
     kept = [
         document
