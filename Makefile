@@ -14,8 +14,8 @@ demo: .venv/installed
 # One thread of TensorFlow a worker: two workers of two threads each wait for one another on two cores.
 test: export TF_NUM_INTRAOP_THREADS = 1
 test: lint
-	$(RUN) -m pytest -n 2 --dist loadfile
-	KERAS_BACKEND=jax $(RUN) -m pytest -n 2 --dist loadfile tests/keras_seq --ignore tests/keras_seq/test_text.py
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	KERAS_BACKEND=jax $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/keras_seq --ignore tests/keras_seq/test_text.py
 
 lint: .venv/installed
 	$(RUN) -m ruff format --check .
