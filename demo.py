@@ -143,8 +143,13 @@ def main(keep: bool) -> int:
     started = time.perf_counter()
     shutil.rmtree(ROOT, ignore_errors=True)
     with ThreadPoolExecutor(len(LANES)) as pool:
-        for done in [pool.submit(lane, names) for names in LANES]:
-            done.result()
+        lanes = [pool.submit(lane, names) for names in LANES]
+        try:
+            for done in lanes:
+                done.result()
+        except BaseException:  # the pool waits for both lanes, and a lane for its command: end that first
+            stop_children()
+            raise
     names = tuple(QUESTIONS)
     port, rest_api_port = (8500, 8501) if keep else (free_port(), free_port())
     ports = ("--port", str(port), "--rest_api_port", str(rest_api_port))
@@ -153,8 +158,7 @@ def main(keep: bool) -> int:
     server = subprocess.Popen(
         (sys.executable, "-m", "serving", "serve", f"{ROOT}/exports", *ports), stdout=output, start_new_session=keep
     )
-    if not keep:
-        CHILDREN.append(server)
+    CHILDREN.append(server)
     rest = Client(rest_api_port=rest_api_port)
     wait_until_available(server, rest, names)
     grpc = Client(port=port, transport="grpc")
@@ -174,6 +178,7 @@ def main(keep: bool) -> int:
     print(f"REST, gRPC and the model in process {'differ' if different else 'agree'}; "
           f"{time.perf_counter() - started:.0f} s in all.")  # fmt: skip
     if keep:
+        CHILDREN.remove(server)
         print(f"The server goes on as process {server.pid}; kill {server.pid} ends it. Ask it:")
         print('  .venv/bin/python -m serving ask demo-transformer "i am a student"')
         print(
@@ -196,6 +201,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         code = main("--keep" in sys.argv[1:])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
     finally:
         stop_children()
     sys.exit(code)
