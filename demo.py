@@ -110,23 +110,13 @@ def ask(client, name: str) -> tuple[list[str], float]:
 
 def in_process(name: str) -> list[str]:
     """What the fitted model itself says, without export or server."""
-    import keras
     import tensorflow as tf
 
-    from keras_seq import load_tokenizer
     from serving.answers import answers_for
+    from serving.export import load_run
     from serving.signatures import SIGNATURES
 
-    folder = ROOT / "runs" / name
-    recipe = json.loads((folder / "recipe.json").read_text())
-    target, labels = folder / "target_tokenizer", folder / "labels.txt"
-    answers = answers_for(
-        keras.saving.load_model(folder / "model.keras", compile=False),
-        load_tokenizer(folder / "tokenizer"),
-        load_tokenizer(target) if target.is_dir() else None,
-        labels.read_text().split() if labels.exists() else None,
-        recipe["max_new_tokens"],
-    )
+    answers = answers_for(**load_run(ROOT / "runs" / name))
     function = getattr(answers, SIGNATURES[answers.kind]["serving_default"].function)
     (told,) = function(tf.constant(QUESTIONS[name]))
     return [answer.decode() for answer in told.numpy()]

@@ -46,24 +46,35 @@ def export_run(run: str | Path, folder: str | Path, version: int | None = None) 
         FileExistsError: the version is there already.
         ExportError: the export failed its comparison.
     """
+    run, metrics = Path(run), Path(run) / "metrics.json"
+    loaded = load_run(run)
+    training = {
+        "recipe": json.loads((run / "recipe.json").read_text("utf-8")),
+        "metrics": json.loads(metrics.read_text("utf-8")) if metrics.exists() else {},
+    }
+    return export_model(**loaded, folder=folder, version=version, training=training)
+
+
+def load_run(run: str | Path) -> dict[str, Any]:
+    """What `export_model` and `answers_for` need of a finished run, by the names of their arguments.
+
+    Raises:
+        FileNotFoundError: the run's folder or a file of it is missing.
+    """
     run = Path(run)
     if not run.is_dir():
         raise FileNotFoundError(f"There is no run folder {run}.")
     for name in ("recipe.json", "tokenizer", "model.keras"):
         if not (run / name).exists():
             raise FileNotFoundError(f"A finished run has {name}, which is not in {run}.")
-    target, labels, metrics = run / "target_tokenizer", run / "labels.txt", run / "metrics.json"
-    recipe = json.loads((run / "recipe.json").read_text("utf-8"))
-    return export_model(
-        keras.saving.load_model(run / "model.keras", compile=False),
-        folder,
-        tokenizer=load_tokenizer(run / "tokenizer"),
-        target_tokenizer=load_tokenizer(target) if target.is_dir() else None,
-        labels=labels.read_text("utf-8").split("\n")[:-1] if labels.exists() else None,
-        version=version,
-        max_new_tokens=recipe["max_new_tokens"],
-        training={"recipe": recipe, "metrics": json.loads(metrics.read_text("utf-8")) if metrics.exists() else {}},
-    )
+    target, labels = run / "target_tokenizer", run / "labels.txt"
+    return {
+        "model": keras.saving.load_model(run / "model.keras", compile=False),
+        "tokenizer": load_tokenizer(run / "tokenizer"),
+        "target_tokenizer": load_tokenizer(target) if target.is_dir() else None,
+        "labels": labels.read_text("utf-8").split("\n")[:-1] if labels.exists() else None,
+        "max_new_tokens": json.loads((run / "recipe.json").read_text("utf-8"))["max_new_tokens"],
+    }
 
 
 def export_model(
@@ -250,7 +261,9 @@ def _compare(staging: Path, live: dict[str, tuple[dict[str, tf.Tensor], dict[str
         command = [sys.executable, "-m", "serving.reload", str(staging), str(questions), str(answers)]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         if finished.returncode:
-            raise ExportError(f"The export could not be reloaded: {finished.stderr.strip().splitlines()[-1:]}.")
+            # The rule is above the node's name, with which TensorFlow ends.
+            told = " ".join(" ".join(finished.stderr.splitlines()[-4:]).split())
+            raise ExportError(f"The export could not be reloaded: {told}")
         with np.load(answers) as reloaded:
             for name, (_, outputs) in live.items():
                 for key, value in outputs.items():

@@ -225,3 +225,10 @@ def test_a_missing_or_unfinished_run_is_named(tmp_path):
     (tmp_path / "half").mkdir()
     with pytest.raises(FileNotFoundError, match=r"A finished run has recipe.json, which is not in .*half"):
         export_run(tmp_path / "half", tmp_path / "exports" / "x")
+
+
+def test_what_a_failed_reload_said_is_told(tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "saved_model.pb").write_bytes(b"\xff no protobuf")
+    with pytest.raises(ExportError, match=r"could not be reloaded: .*Cannot parse file"):
+        _compare(tmp_path / "broken", {})
