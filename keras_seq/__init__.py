@@ -9,14 +9,28 @@ from keras_seq.attention import AdditiveScore, DotScore, GeneralScore, MultiHead
 from keras_seq.blocks import DecoderBlock, EncoderBlock, FeedForward, Residual
 from keras_seq.embeddings import TokenEmbedding
 from keras_seq.generation import BeamSampler, GreedySampler, RandomSampler, generate
-from keras_seq.heads import ClassificationHead, MaskedLMHead
+from keras_seq.heads import ChoiceHead, ClassificationHead, MaskedLMHead, SpanHead, best_spans
 from keras_seq.losses import TokenAccuracy, TokenCrossentropy, TokenPerplexity
-from keras_seq.models.bert import BERT, BERTClassifier, BERTForPreTraining
-from keras_seq.models.gpt import GPT
+from keras_seq.models.bert import (
+    BERT,
+    BERTClassifier,
+    BERTForPreTraining,
+    BERTMultipleChoice,
+    BERTSpanClassifier,
+    BERTTokenClassifier,
+)
+from keras_seq.models.gpt import GPT, GPTClassifier, GPTMultipleChoice, GPTSimilarityClassifier
 from keras_seq.models.seq2seq import AttentionSeq2Seq, Seq2Seq
 from keras_seq.models.transformer import Transformer
 from keras_seq.positions import PositionEmbedding, SinePositionEncoding
 from keras_seq.recurrent import GRUCell, LSTMCell, RecurrentDecoder, RecurrentEncoder
+from keras_seq.task_inputs import (
+    classification_inputs,
+    entailment_inputs,
+    language_model_targets,
+    multiple_choice_inputs,
+    similarity_inputs,
+)
 from keras_seq.text import (
     BytePairTokenizer,
     CharacterTokenizer,
@@ -33,14 +47,21 @@ __all__ = [
     "AttentionSeq2Seq",
     "BERTClassifier",
     "BERTForPreTraining",
+    "BERTMultipleChoice",
+    "BERTSpanClassifier",
+    "BERTTokenClassifier",
     "BeamSampler",
     "BytePairTokenizer",
     "CharacterTokenizer",
+    "ChoiceHead",
     "ClassificationHead",
     "DecoderBlock",
     "DotScore",
     "EncoderBlock",
     "FeedForward",
+    "GPTClassifier",
+    "GPTMultipleChoice",
+    "GPTSimilarityClassifier",
     "GRUCell",
     "GeneralScore",
     "GreedySampler",
@@ -54,6 +75,7 @@ __all__ = [
     "Residual",
     "Seq2Seq",
     "SinePositionEncoding",
+    "SpanHead",
     "TokenAccuracy",
     "TokenCrossentropy",
     "TokenEmbedding",
@@ -62,7 +84,13 @@ __all__ = [
     "WordPieceTokenizer",
     "WordTokenizer",
     "attend",
+    "best_spans",
+    "classification_inputs",
+    "entailment_inputs",
     "generate",
+    "language_model_targets",
     "load_tokenizer",
+    "multiple_choice_inputs",
+    "similarity_inputs",
     "train_tokenizer",
 ]

@@ -8,10 +8,15 @@ from keras import ops
 from keras_seq import generation
 
 
-def token_inputs(*names):
-    """Symbolic inputs of any batch and length: ids int32, masks bool (int masks are cast by Keras)."""
+def token_inputs(*names, axes=1):
+    """Symbolic inputs of any batch and length: ids int32, masks bool (int masks are cast by Keras).
+
+    Args:
+        names: of the inputs; those that end in "_mask" are masks.
+        axes: 1: (b, t); 2: (b, k, t), several texts a row.
+    """
     return {
-        name: keras.Input((None,), dtype="bool" if name.endswith("padding_mask") else "int32", name=name)
+        name: keras.Input((None,) * axes, dtype="bool" if name.endswith("_mask") else "int32", name=name)
         for name in names
     }
 
@@ -57,7 +62,7 @@ class SequenceModel(keras.Model):
         # Keras refuses NumPy ids beside a tensor as mask in one call: converted here, at the door.
         if isinstance(inputs, dict) and not any(isinstance(one, keras.KerasTensor) for one in inputs.values()):
             inputs = {name: ops.convert_to_tensor(one) for name, one in inputs.items()}
-            check_length(self, max(one.shape[1] or 0 for one in inputs.values()), self._positions)
+            check_length(self, max(one.shape[-1] or 0 for one in inputs.values()), self._positions)
         return super().__call__(inputs, *args, **kwargs)
 
     @property

@@ -5,7 +5,7 @@ import keras
 from keras_seq import masks
 from keras_seq.blocks import EncoderBlock
 from keras_seq.embeddings import TokenEmbedding
-from keras_seq.heads import ClassificationHead, MaskedLMHead
+from keras_seq.heads import ChoiceHead, ClassificationHead, FlattenTexts, MaskedLMHead, SpanHead
 from keras_seq.positions import PositionEmbedding
 from keras_seq.sequence_model import SequenceModel, check_layers, mean_over_heads, token_inputs
 
@@ -174,6 +174,126 @@ class BERTClassifier(SequenceModel):
     def attention_model(self):
         """The backbone's."""
         return self.backbone.attention_model
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class BERTTokenClassifier(SequenceModel):
+    """BERT with a classification head over every token, for tagging.
+
+    Devlin et al. 2019, section 5.3.
+
+    Shapes:
+        token_ids, segment_ids, padding_mask (b, t) -> logits (b, t, num_classes) float32.
+
+    Masks: 1 or True = real, padding on the right; the loss counts what its sample weights tell (of a word in several
+    pieces the first).
+
+    Args:
+        backbone: a BERT; its weights are shared, not copied.
+        num_classes: number of classes.
+        dropout: share of the sequence output dropped in training.
+
+    Raises:
+        ValueError: backbone is not a BERT, or num_classes < 2.
+    """
+
+    def __init__(self, backbone, num_classes, dropout=0.1, **kwargs):
+        # Not tracked as a layer: its pooler, which nothing here reads, would be a weight without a gradient.
+        object.__setattr__(self, "backbone", _backbone(backbone, "BERTTokenClassifier"))
+        self.num_classes = num_classes
+        self.dropout = dropout
+        dtype = self.backbone.dtype_policy
+        self.classification_head = ClassificationHead(num_classes, dropout, dtype=dtype, name="classes")
+        inputs = token_inputs(*INPUTS)
+        logits = self.classification_head(_without_pooler(self.backbone)(inputs))
+        kwargs["dtype"] = dtype
+        super().__init__(inputs, logits, None, None, **kwargs)
+
+    @property
+    def attention_model(self):
+        """The backbone's."""
+        return self.backbone.attention_model
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class BERTSpanClassifier(SequenceModel):
+    """BERT with a span head: where in a passage the answer to a question starts and ends, if it is there.
+
+    Devlin et al. 2019, section 4.2 and section 4.3. `keras_seq.best_spans` makes answers of the logits; the target of a
+    question without an answer is 0 for both.
+
+    Shapes:
+        token_ids, segment_ids, padding_mask, answer_mask (b, t)
+        -> dict: start_logits, end_logits (b, t) float32.
+
+    Masks: 1 or True = real, padding on the right; answer_mask: 1 = an answer may start and end here (the passage's
+    tokens); position 0 may always be chosen.
+
+    Args:
+        backbone: a BERT; its weights are shared, not copied.
+        dropout: share of the sequence output dropped in training.
+
+    Raises:
+        ValueError: backbone is not a BERT.
+    """
+
+    def __init__(self, backbone, dropout=0.0, **kwargs):
+        # Not tracked as a layer: its pooler, which nothing here reads, would be a weight without a gradient.
+        object.__setattr__(self, "backbone", _backbone(backbone, "BERTSpanClassifier"))
+        self.dropout = dropout
+        dtype = self.backbone.dtype_policy
+        self.span_head = SpanHead(dropout, dtype=dtype, name="span")
+        inputs = token_inputs(*INPUTS, "answer_mask")
+        x = _without_pooler(self.backbone)({name: inputs[name] for name in INPUTS})
+        start, end = self.span_head(x, inputs["answer_mask"])
+        kwargs["dtype"] = dtype
+        super().__init__(inputs, {"start_logits": start, "end_logits": end}, None, None, **kwargs)
+
+    @property
+    def attention_model(self):
+        """The backbone's."""
+        return self.backbone.attention_model
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class BERTMultipleChoice(SequenceModel):
+    """BERT with a score for each of k texts: which of them is right.
+
+    Devlin et al. 2019, section 4.4.
+
+    Shapes:
+        token_ids, segment_ids, padding_mask (b, k, t) -> logits (b, k) float32.
+
+    Masks: 1 or True = real, padding on the right; a choice without a real token is hidden.
+
+    Args:
+        backbone: a BERT; its weights are shared, not copied.
+        dropout: share of the pooled output dropped in training.
+
+    Raises:
+        ValueError: backbone is not a BERT.
+    """
+
+    def __init__(self, backbone, dropout=0.1, **kwargs):
+        self.backbone = _backbone(backbone, "BERTMultipleChoice")
+        self.dropout = dropout
+        dtype = self.backbone.dtype_policy
+        self.choice_head = ChoiceHead(dropout, dtype=dtype, name="choice")
+        inputs = token_inputs(*INPUTS, axes=2)
+        encoded = self.backbone({name: FlattenTexts()(inputs[name]) for name in INPUTS})
+        logits = self.choice_head(encoded["pooled_output"], inputs["padding_mask"])
+        kwargs["dtype"] = dtype
+        super().__init__(inputs, logits, None, None, **kwargs)
+
+    @property
+    def attention_model(self):
+        """The backbone's, whose inputs are the single texts (b * k, t)."""
+        return self.backbone.attention_model
+
+
+def _without_pooler(backbone):
+    """The same graph up to the sequence output."""
+    return keras.Model(backbone.input, backbone._views[0], name=f"{backbone.name}_encoder")
 
 
 def _backbone(backbone, name):

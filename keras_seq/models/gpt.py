@@ -1,4 +1,4 @@
-"""The decoder alone."""
+"""The decoder alone, and what it is fine-tuned with."""
 
 import keras
 from keras import ops
@@ -6,8 +6,18 @@ from keras import ops
 from keras_seq import backend, masks
 from keras_seq.blocks import DecoderBlock
 from keras_seq.embeddings import TokenEmbedding
+from keras_seq.heads import ChoiceHead, ClassificationHead, FlattenTexts, UnflattenTexts
 from keras_seq.positions import PositionEmbedding
-from keras_seq.sequence_model import GenerativeModel, check_layers, check_length, mean_over_heads, token_inputs
+from keras_seq.sequence_model import (
+    GenerativeModel,
+    SequenceModel,
+    check_layers,
+    check_length,
+    mean_over_heads,
+    token_inputs,
+)
+
+INPUTS = ("token_ids", "padding_mask")
 
 
 @keras.saving.register_keras_serializable("keras_seq")
@@ -95,6 +105,20 @@ class GPT(GenerativeModel):
         """The same graph up to the hidden states (b, t, d)."""
         return keras.Model(self.input, self._views[0], name=f"{self.name}_backbone")
 
+    def with_vocabulary_size(self, vocabulary_size):
+        """A copy with room for other tokens, such as the three of fine-tuning (Radford et al. 2018, section 3.3).
+
+        Ids below both sizes keep their vectors, new ids get new ones; nothing else is changed.
+        """
+        copy = type(self).from_config({**self.get_config(), "vocabulary_size": vocabulary_size})
+        kept = min(vocabulary_size, self.vocabulary_size)
+        for new, old in zip(copy.weights, self.weights):
+            if new.shape == old.shape:
+                new.assign(old)
+            else:
+                new.assign(ops.concatenate([ops.convert_to_tensor(one) for one in (old[:kept], new[kept:])]))
+        return copy
+
     def _embed(self, token_ids, positions):
         return self.embedding_dropout(self.token_embedding(token_ids) + self.position_embedding(positions))
 
@@ -133,3 +157,145 @@ class GPT(GenerativeModel):
             caches.append(cache)
         logits = self.token_embedding(self._finish(x), reverse=True)
         return logits[:, 0], {"caches": tuple(caches), "position": position + 1}, mean_over_heads(weights)[:, 0]
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class GPTClassifier(SequenceModel):
+    """GPT with a classification head on the last real token, for fine-tuning with the language model as a second task.
+
+    Radford et al. 2018, section 3.2 and section 3.3: classification and entailment, whose inputs
+    `keras_seq.classification_inputs` and `entailment_inputs` make of token ids. The loss is L2 + lambda L1, with
+    lambda = 0.5 in the paper: `loss_weights={"logits": 1.0, "language_model": 0.5}`, with the targets of L1 by
+    `keras_seq.language_model_targets`.
+
+    Shapes:
+        token_ids, padding_mask (b, t)
+        -> dict: logits (b, num_classes) float32; language_model (b, t, v) logits float32.
+
+    Masks: 1 or True = real, padding on the right; the last real token is the extract token.
+
+    Args:
+        backbone: a GPT; its weights are shared, not copied.
+        num_classes: number of classes.
+        dropout: share of the extract token's hidden state dropped in training.
+
+    Raises:
+        ValueError: backbone is not a GPT, or num_classes < 2.
+    """
+
+    def __init__(self, backbone, num_classes, dropout=0.1, **kwargs):
+        self.backbone = _backbone(backbone, "GPTClassifier")
+        self.num_classes = num_classes
+        self.dropout = dropout
+        dtype = self.backbone.dtype_policy
+        self.classification_head = ClassificationHead(num_classes, dropout, dtype=dtype, name="classes")
+        inputs = token_inputs(*INPUTS)
+        extracted, language_model = _read(self.backbone, inputs)
+        kwargs["dtype"] = dtype
+        outputs = {"logits": self.classification_head(extracted), "language_model": language_model}
+        super().__init__(inputs, outputs, None, None, **kwargs)
+
+    @property
+    def attention_model(self):
+        """The backbone's."""
+        return self.backbone.attention_model
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class GPTSimilarityClassifier(SequenceModel):
+    """GPT with a classification head on two texts in both orders: their extract tokens' hidden states are added.
+
+    Radford et al. 2018, section 3.3, "Similarity". The loss is GPTClassifier's.
+
+    Shapes:
+        token_ids, padding_mask (b, 2, t)
+        -> dict: logits (b, num_classes) float32; language_model (b, 2, t, v) logits float32.
+
+    Masks: 1 or True = real, padding on the right; the last real token is the extract token.
+
+    Args:
+        backbone: a GPT; its weights are shared, not copied.
+        num_classes: number of classes.
+        dropout: share of the summed hidden states dropped in training.
+
+    Raises:
+        ValueError: backbone is not a GPT, or num_classes < 2.
+    """
+
+    def __init__(self, backbone, num_classes, dropout=0.1, **kwargs):
+        self.backbone = _backbone(backbone, "GPTSimilarityClassifier")
+        self.num_classes = num_classes
+        self.dropout = dropout
+        dtype = self.backbone.dtype_policy
+        self.classification_head = ClassificationHead(num_classes, dropout, dtype=dtype, name="classes")
+        inputs = token_inputs(*INPUTS, axes=2)
+        extracted, language_model = _read(self.backbone, {name: FlattenTexts()(inputs[name]) for name in INPUTS})
+        unflatten = UnflattenTexts()
+        both = ops.sum(unflatten(extracted, inputs["token_ids"]), axis=1)
+        outputs = {
+            "logits": self.classification_head(both),
+            "language_model": unflatten(language_model, inputs["token_ids"]),
+        }
+        kwargs["dtype"] = dtype
+        super().__init__(inputs, outputs, None, None, **kwargs)
+
+    @property
+    def attention_model(self):
+        """The backbone's, whose inputs are the single texts (b * 2, t)."""
+        return self.backbone.attention_model
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class GPTMultipleChoice(SequenceModel):
+    """GPT with a score for each of k texts, one an answer: which of them is right.
+
+    Radford et al. 2018, section 3.3, "Question Answering and Commonsense Reasoning". The loss is GPTClassifier's.
+
+    Shapes:
+        token_ids, padding_mask (b, k, t)
+        -> dict: logits (b, k) float32; language_model (b, k, t, v) logits float32.
+
+    Masks: 1 or True = real, padding on the right; a choice without a real token is hidden.
+
+    Args:
+        backbone: a GPT; its weights are shared, not copied.
+        dropout: share of the extract tokens' hidden states dropped in training.
+
+    Raises:
+        ValueError: backbone is not a GPT.
+    """
+
+    def __init__(self, backbone, dropout=0.1, **kwargs):
+        self.backbone = _backbone(backbone, "GPTMultipleChoice")
+        self.dropout = dropout
+        dtype = self.backbone.dtype_policy
+        self.choice_head = ChoiceHead(dropout, dtype=dtype, name="choice")
+        inputs = token_inputs(*INPUTS, axes=2)
+        extracted, language_model = _read(self.backbone, {name: FlattenTexts()(inputs[name]) for name in INPUTS})
+        outputs = {
+            "logits": self.choice_head(extracted, inputs["padding_mask"]),
+            "language_model": UnflattenTexts()(language_model, inputs["token_ids"]),
+        }
+        kwargs["dtype"] = dtype
+        super().__init__(inputs, outputs, None, None, **kwargs)
+
+    @property
+    def attention_model(self):
+        """The backbone's, whose inputs are the single texts (b * k, t)."""
+        return self.backbone.attention_model
+
+
+def _read(backbone, inputs):
+    """The hidden state of each text's last real token (b, d), and the language model's logits (b, t, v)."""
+    hidden = backbone.backbone(inputs)
+    last = ops.maximum(ops.sum(ops.cast(inputs["padding_mask"], "int32"), axis=1) - 1, 0)
+    extracted = ops.take_along_axis(hidden, ops.expand_dims(ops.expand_dims(last, 1), 2), axis=1)
+    return ops.squeeze(extracted, 1), backbone.token_embedding(hidden, reverse=True)
+
+
+def _backbone(backbone, name):
+    if isinstance(backbone, dict):
+        backbone = keras.saving.deserialize_keras_object(backbone)
+    if not isinstance(backbone, GPT):
+        raise ValueError(f"{name} needs a GPT as backbone, got {type(backbone).__name__}.")
+    return backbone

@@ -30,14 +30,28 @@ def _bert(**changes):
     return keras_seq.BERT(11, **{**BLOCKS, "num_segments": 3, **changes})
 
 
+def _gpt(**changes):
+    return keras_seq.GPT(11, **{**BLOCKS, **changes})
+
+
+# How many texts a row has, where it has several.
+TEXTS = {"BERTMultipleChoice": 5, "GPTSimilarityClassifier": 2, "GPTMultipleChoice": 5}
+
+
 BUILDERS = {
     "Seq2Seq": lambda **k: keras_seq.Seq2Seq(13, 11, **{**RECURRENT, **k}),
     "AttentionSeq2Seq": lambda **k: keras_seq.AttentionSeq2Seq(13, 11, **{**RECURRENT, **k}),
     "Transformer": lambda **k: keras_seq.Transformer(13, 11, **{**BLOCKS, **k}),
-    "GPT": lambda **k: keras_seq.GPT(11, **{**BLOCKS, **k}),
+    "GPT": _gpt,
     "BERT": _bert,
     "BERTForPreTraining": lambda **k: keras_seq.BERTForPreTraining(_bert(**k)),
     "BERTClassifier": lambda **k: keras_seq.BERTClassifier(_bert(**k), 5),
+    "BERTTokenClassifier": lambda **k: keras_seq.BERTTokenClassifier(_bert(**k), 5),
+    "BERTSpanClassifier": lambda **k: keras_seq.BERTSpanClassifier(_bert(**k)),
+    "BERTMultipleChoice": lambda **k: keras_seq.BERTMultipleChoice(_bert(**k)),
+    "GPTClassifier": lambda **k: keras_seq.GPTClassifier(_gpt(**k), 5),
+    "GPTSimilarityClassifier": lambda **k: keras_seq.GPTSimilarityClassifier(_gpt(**k), 5),
+    "GPTMultipleChoice": lambda **k: keras_seq.GPTMultipleChoice(_gpt(**k)),
 }
 
 
@@ -62,14 +76,19 @@ def _inputs(name, batch=3, source=5, target=7, seed=0):
         mask[0] = True
         return np.where(mask, random.integers(1, vocabulary, size=(batch, length)), 0).astype("int32"), mask
 
+    if name in TEXTS:
+        flat = _inputs("GPT" if name.startswith("GPT") else "BERT", batch * TEXTS[name], source, target, seed)
+        return {key: one.reshape(batch, TEXTS[name], target) for key, one in flat.items()}
     ids, mask = text(11, target)
-    if name == "GPT":
+    if name.startswith("GPT"):
         return {"token_ids": ids, "padding_mask": mask}
     if name.startswith("BERT"):
         segments = random.integers(0, 3, size=ids.shape).astype("int32")
         inputs = {"token_ids": ids, "segment_ids": segments, "padding_mask": mask}
         if name == "BERTForPreTraining":
             inputs["mask_positions"] = np.array([[0, 1]] * batch, "int32")
+        if name == "BERTSpanClassifier":
+            inputs["answer_mask"] = mask & (random.random(mask.shape) < 0.7)
         return inputs
     source_ids, source_mask = text(13, source)
     return {
@@ -114,12 +133,13 @@ def pad():
             if name == "mask_positions":
                 padded[name] = one
                 continue
-            wide = np.pad(one, ((0, 0), (0, count)))
-            if name.endswith("padding_mask"):
+            places = [(0, 0)] * (one.ndim - 1) + [(0, count)]
+            wide = np.pad(one, places)
+            if name.endswith("_mask"):
                 padded[name] = wide
             else:
                 mask = inputs[name.replace("token_ids", "padding_mask").replace("segment_ids", "padding_mask")]
-                padded[name] = np.where(np.pad(mask, ((0, 0), (0, count))), wide, min(value, 2)).astype("int32")
+                padded[name] = np.where(np.pad(mask, places), wide, min(value, 2)).astype("int32")
         return padded
 
     return longer

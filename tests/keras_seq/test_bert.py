@@ -1,9 +1,11 @@
 """keras_seq.models.bert against KerasHub's backbone with the same weights, and the two models on top of it."""
 
+import keras
 import keras_nlp
 import numpy as np
 import pytest
 
+import keras_seq
 from keras_seq import BERT, BERTClassifier, BERTForPreTraining
 
 SIZES = {"num_layers": 2, "num_heads": 3, "hidden_dim": 6, "intermediate_dim": 7}
@@ -56,6 +58,82 @@ def test_pre_trained_and_fine_tuned_models_see_what_the_backbone_sees(shared, ma
     pooled = model.backbone(inputs)["pooled_output"]
     np.testing.assert_allclose(model(inputs), model.classification_head(pooled), atol=1e-5)
     np.testing.assert_allclose(model.attention_model(inputs), model.backbone.attention_model(inputs), atol=1e-6)
+
+
+def toy_texts(rows, seed):
+    """Classification token 1, then tokens 3 to 10 of which at most one is the 7, rows padded to 7."""
+    random = np.random.default_rng(seed)
+    ids = random.choice([3, 4, 5, 6, 8, 9, 10], size=(rows, 7))
+    ids[:, 0] = 1
+    mask = np.arange(7) < random.integers(4, 8, size=(rows, 1))
+    place = random.integers(1, 4, size=rows) * (random.random(rows) < 0.7)
+    ids[np.arange(rows)[place > 0], place[place > 0]] = 7
+    ids = (ids * mask).astype("int32")
+    inputs = {"token_ids": ids, "segment_ids": np.zeros_like(ids), "padding_mask": mask}
+    return inputs, place
+
+
+def fitted(model, inputs, targets, sample_weight=None, steps=120):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    losses = dict.fromkeys(targets, loss) if isinstance(targets, dict) else loss
+    model.compile(keras.optimizers.Adam(0.01), losses)
+    model.fit(inputs, targets, batch_size=24, epochs=steps // 10, sample_weight=sample_weight, verbose=0)
+    return model
+
+
+TOY = {"num_layers": 1, "num_heads": 2, "hidden_dim": 12, "intermediate_dim": 13, "dropout": 0.0}
+
+
+def test_a_token_classifier_learns_a_tag_a_token():
+    inputs, _ = toy_texts(240, 0)
+    real = inputs["padding_mask"].astype("float32")
+    keras.utils.set_random_seed(7)
+    model = keras_seq.BERTTokenClassifier(BERT(11, **TOY), 3, dropout=0.0)
+    fitted(model, inputs, inputs["token_ids"] % 3, real)
+    unseen, _ = toy_texts(11, 1)
+    right = np.argmax(model(unseen), -1) == unseen["token_ids"] % 3
+    assert right[unseen["padding_mask"]].all()
+
+
+def test_a_span_classifier_learns_answers_and_questions_without_one():
+    inputs, place = toy_texts(240, 0)
+    inputs["answer_mask"] = inputs["padding_mask"]
+    keras.utils.set_random_seed(7)
+    model = keras_seq.BERTSpanClassifier(BERT(11, **TOY))
+    # The answer is the 7 and the token after it, or nothing.
+    fitted(model, inputs, {"start_logits": place, "end_logits": place + (place > 0)})
+    unseen, place = toy_texts(11, 1)
+    spans = keras_seq.best_spans(**model({**unseen, "answer_mask": unseen["padding_mask"]}), max_answer_length=3)
+    answered = place > 0
+    assert 0 < answered.sum() < 11
+    np.testing.assert_array_equal(np.asarray(spans["null_difference"]) < 0, answered)
+    np.testing.assert_array_equal(np.asarray(spans["starts"])[answered, 0], place[answered])
+    np.testing.assert_array_equal(np.asarray(spans["ends"])[answered, 0], place[answered] + 1)
+
+
+def toy_choices(rows, seed):
+    """Three texts a row, of which one has a 7."""
+    inputs, place = toy_texts(rows * 10, seed)
+    without, having = np.flatnonzero(place == 0), np.flatnonzero(place > 0)
+    index = np.stack([without[:rows], without[rows : 2 * rows], having[:rows]], axis=1)
+    order = np.random.default_rng(seed).permuted(np.tile(np.arange(3), (rows, 1)), axis=1)
+    index = np.take_along_axis(index, order, axis=1)
+    return {name: one[index] for name, one in inputs.items()}, np.argmax(order, axis=1)
+
+
+def test_a_multiple_choice_model_learns_which_text_is_right():
+    inputs, right = toy_choices(96, 0)
+    keras.utils.set_random_seed(7)
+    model = keras_seq.BERTMultipleChoice(BERT(11, **TOY), dropout=0.0)
+    fitted(model, inputs, right)
+    unseen, right = toy_choices(7, 1)
+    np.testing.assert_array_equal(np.argmax(model(unseen), -1), right)
+
+
+def test_a_choices_score_does_not_depend_on_the_other_choices(shared, make_inputs):
+    model, inputs = shared("BERTMultipleChoice"), make_inputs("BERTMultipleChoice")
+    turned = {name: one[:, ::-1] for name, one in inputs.items()}
+    np.testing.assert_allclose(np.asarray(model(inputs))[:, ::-1], model(turned), atol=1e-5)
 
 
 def test_errors_name_the_rule_and_the_value(shared):
