@@ -24,6 +24,7 @@ from keras_seq.models.seq2seq import AttentionSeq2Seq, Seq2Seq
 from keras_seq.models.transformer import Transformer
 from keras_seq.positions import PositionEmbedding, SinePositionEncoding
 from keras_seq.recurrent import GRUCell, LSTMCell, RecurrentDecoder, RecurrentEncoder
+from keras_seq.sizes import SIZES
 from keras_seq.task_inputs import (
     classification_inputs,
     entailment_inputs,
@@ -43,6 +44,7 @@ from keras_seq.text import (
 __all__ = [
     "BERT",
     "GPT",
+    "SIZES",
     "AdditiveScore",
     "AttentionSeq2Seq",
     "BERTClassifier",

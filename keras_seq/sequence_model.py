@@ -5,7 +5,7 @@ import inspect
 import keras
 from keras import ops
 
-from keras_seq import generation
+from keras_seq import generation, sizes
 
 
 def token_inputs(*names, axes=1):
@@ -64,6 +64,24 @@ class SequenceModel(keras.Model):
             inputs = {name: ops.convert_to_tensor(one) for name, one in inputs.items()}
             check_length(self, max(one.shape[-1] or 0 for one in inputs.values()), self._positions)
         return super().__call__(inputs, *args, **kwargs)
+
+    @classmethod
+    def from_size(cls, size, **overrides):
+        """A model of a named size, with new weights: `BERT.from_size("base")`.
+
+        Args:
+            size: a name in `keras_seq.SIZES`.
+            **overrides: constructor arguments that replace the size's or that it leaves open, as the vocabulary's.
+
+        Raises:
+            ValueError: an unknown size, or no vocabulary size where the name has none.
+        """
+        return cls(**sizes.configuration(cls, size, overrides))
+
+    @classmethod
+    def parameter_count(cls, size, **overrides):
+        """How many parameters `from_size` with the same arguments would give, without allocating them."""
+        return sizes.parameter_count(cls, sizes.configuration(cls, size, overrides))
 
     @property
     def attention_model(self):
