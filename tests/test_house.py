@@ -16,9 +16,16 @@ import keras_seq
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("keras_seq", "training", "serving")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-USES_TENSORFLOW = {"keras_seq/text.py", "keras_seq/checkpoints.py", "keras_seq/backend.py"}
+# Strings are TensorFlow's alone: text.py and the four files it is made of.
+TEXT = {f"keras_seq/{name}.py" for name in ("text", "tokenizer", "characters", "wordpiece", "byte_pairs")}
+USES_TENSORFLOW = {*TEXT, "keras_seq/checkpoints.py", "keras_seq/backend.py"}
 # What is tested under another name, and why.
 JOINED = {
+    "keras_seq/tokenizer.py": "the base class: test_text.py asks it through every tokenizer",
+    "keras_seq/characters.py": "test_text.py compares them with other programs' through the tokenizers",
+    "keras_seq/wordpiece.py": "test_text.py",
+    "keras_seq/byte_pairs.py": "test_text.py",
+    "keras_seq/vocabularies.py": "train_tokenizer: test_text.py",
     "serving/model_server/__main__.py": "test_main.py starts it as a process, with the other command lines",
     "serving/model_server/quiet.py": "a few lines that silence TensorFlow, seen in every run of test_main.py",
     "serving/reload.py": "the fresh process of an export: test_export.py",
@@ -83,7 +90,7 @@ def test_generation_imports_no_model():
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if name_of(path).startswith("keras_seq/")], ids=name_of)
-def test_the_library_imports_tensorflow_in_its_three_files_and_there_inside_functions(path):
+def test_the_library_imports_tensorflow_in_text_checkpoints_and_backend_and_there_inside_functions(path):
     for module, inside in imports(path):
         if reaches(module, "tensorflow"):
             assert name_of(path) in USES_TENSORFLOW and inside, f"{name_of(path)} imports {module}"

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import keras_seq
 from keras_seq import text
 
 tf = pytest.importorskip("tensorflow")
@@ -471,9 +472,9 @@ def test_a_trained_vocabulary_is_as_large_as_asked_for(kind, size):
 
 
 def alone(code):
-    """Output of code in a fresh process that has the module `text` and nothing else of the library."""
-    find = f"import importlib.util as u; spec = u.spec_from_file_location('text', {text.__file__!r})"
-    code = f"{find}; text = u.module_from_spec(spec); spec.loader.exec_module(text); {code}"
+    """Output of code in a fresh process that has `text` and what it imports, and nothing else of the library."""
+    package = "import sys, types; package = sys.modules['keras_seq'] = types.ModuleType('keras_seq')"
+    code = f"{package}; package.__path__ = {keras_seq.__path__!r}; from keras_seq import text; {code}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
