@@ -5,6 +5,13 @@ import keras
 from keras_seq.attention import MultiHeadAttention
 
 
+def activated(x, activation):
+    """The activation of x, by Keras' names; "gelu" is the exact one of BERT, "gelu_approximate" GPT's."""
+    if activation in ("gelu", "gelu_approximate"):
+        return keras.ops.gelu(x, approximate=activation == "gelu_approximate")
+    return keras.activations.get(activation)(x)
+
+
 @keras.saving.register_keras_serializable("keras_seq")
 class Residual(keras.layers.Layer):
     """Wires a sublayer f into its block: norm(x + dropout(f(x))), or x + dropout(f(norm(x))) if `normalize_first`.
@@ -92,14 +99,7 @@ class FeedForward(keras.layers.Layer):
         self.output_dense = dense("output", x_shape[-1], self.intermediate_dim)
 
     def call(self, x):
-        hidden_btf = self.intermediate_dense(x)
-        if self.activation == "gelu_approximate":
-            hidden_btf = keras.ops.gelu(hidden_btf, approximate=True)
-        elif self.activation == "gelu":
-            hidden_btf = keras.ops.gelu(hidden_btf, approximate=False)
-        else:
-            hidden_btf = keras.activations.get(self.activation)(hidden_btf)
-        return self.output_dense(hidden_btf)
+        return self.output_dense(activated(self.intermediate_dense(x), self.activation))
 
     def get_config(self):
         return {

@@ -5,11 +5,12 @@ from keras import ops
 
 from keras_seq import masks
 from keras_seq.attention import HIDDEN
+from keras_seq.blocks import activated
 
 
 @keras.saving.register_keras_serializable("keras_seq")
 class MaskedLMHead(keras.layers.Layer):
-    """Logits of the hidden tokens: norm(gelu(x W + b)) E^T + c, with E the encoder's own token embedding.
+    """Logits of the hidden tokens: norm(activation(x W + b)) E^T + c, with E the encoder's own token embedding.
 
     Devlin et al. 2019, section 3.1, task 1.
 
@@ -21,15 +22,17 @@ class MaskedLMHead(keras.layers.Layer):
     Args:
         token_embedding: the encoder's TokenEmbedding; its table is used, not owned.
         layer_norm_epsilon: added to the variance.
+        activation: by FeedForward's names.
 
     Raises:
         ValueError: the widths of table and sequence output differ.
     """
 
-    def __init__(self, token_embedding, layer_norm_epsilon=1e-12, **kwargs):
+    def __init__(self, token_embedding, layer_norm_epsilon=1e-12, activation="gelu", **kwargs):
         super().__init__(**kwargs)
         self.token_embedding = token_embedding
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.activation = activation
 
     def build(self, sequence_output_shape, mask_positions_shape=None):
         width = sequence_output_shape[-1]
@@ -48,7 +51,7 @@ class MaskedLMHead(keras.layers.Layer):
 
     def call(self, sequence_output, mask_positions):
         x_bpd = ops.take_along_axis(sequence_output, ops.expand_dims(mask_positions, -1), axis=1)
-        x_bpd = self.norm(ops.gelu(self.dense(x_bpd), approximate=False))
+        x_bpd = self.norm(activated(self.dense(x_bpd), self.activation))
         return self.token_embedding(x_bpd, reverse=True) + ops.cast(self.bias, "float32")
 
     def get_config(self):
@@ -56,6 +59,7 @@ class MaskedLMHead(keras.layers.Layer):
             **super().get_config(),
             "token_embedding": keras.saving.serialize_keras_object(self.token_embedding),
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "activation": self.activation,
         }
 
     @classmethod

@@ -8,9 +8,10 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("keras_seq")
 class SinePositionEncoding(keras.layers.Layer):
-    """Fixed sines and cosines: sin(p / 10000^(2i/d)) in the even channels, cos in the odd ones.
+    """Fixed sines and cosines: sin(p / 10000^(2i/d)) in the even channels, cos in the odd ones; or all sines, then all
+    cosines.
 
-    Vaswani et al. 2017, section 3.5.
+    Vaswani et al. 2017, section 3.5; the two orders differ by the names of the channels alone.
 
     Shapes:
         positions (b or 1, t) int32 -> (b or 1, t, d).
@@ -20,28 +21,36 @@ class SinePositionEncoding(keras.layers.Layer):
     Args:
         hidden_dim: d, even.
         max_wavelength: the 10000 of the formula, in positions (over 2 pi).
+        interleave: sines in the even channels and cosines in the odd; else sines in the first half, as in Marian.
 
     Raises:
         ValueError: hidden_dim is odd.
     """
 
-    def __init__(self, hidden_dim, max_wavelength=10000.0, **kwargs):
+    def __init__(self, hidden_dim, max_wavelength=10000.0, interleave=True, **kwargs):
         super().__init__(**kwargs)
         if hidden_dim % 2:
             raise ValueError(f"SinePositionEncoding needs an even hidden_dim, got hidden_dim={hidden_dim!r}.")
         self.hidden_dim = hidden_dim
         self.max_wavelength = max_wavelength
+        self.interleave = interleave
 
     def call(self, positions):
         exponents_c = ops.arange(0, self.hidden_dim, 2, dtype="float32") / self.hidden_dim
         rates_c = ops.exp(exponents_c * -ops.log(self.max_wavelength))
         angles_btc = ops.expand_dims(ops.cast(positions, "float32"), -1) * rates_c
-        pairs_btc2 = ops.stack([ops.sin(angles_btc), ops.cos(angles_btc)], axis=-1)
+        # Stacked last, the two alternate in the channels; stacked before them, one follows the other.
+        pairs = ops.stack([ops.sin(angles_btc), ops.cos(angles_btc)], axis=-1 if self.interleave else -2)
         shape = ops.shape(positions)
-        return ops.cast(ops.reshape(pairs_btc2, (shape[0], shape[1], self.hidden_dim)), self.compute_dtype)
+        return ops.cast(ops.reshape(pairs, (shape[0], shape[1], self.hidden_dim)), self.compute_dtype)
 
     def get_config(self):
-        return {**super().get_config(), "hidden_dim": self.hidden_dim, "max_wavelength": self.max_wavelength}
+        return {
+            **super().get_config(),
+            "hidden_dim": self.hidden_dim,
+            "max_wavelength": self.max_wavelength,
+            "interleave": self.interleave,
+        }
 
 
 @keras.saving.register_keras_serializable("keras_seq")

@@ -33,6 +33,8 @@ class BERT(SequenceModel):
         dropout: on embeddings, attention weights and sublayer outputs.
         max_sequence_length: greatest number of positions.
         num_segments: kinds of segment ids.
+        activation: of the feed-forward networks and of the masked LM head; "gelu" is the exact one.
+        layer_norm_epsilon: added to the variance in every norm.
 
     Raises:
         ValueError: sizes that do not fit.
@@ -48,6 +50,8 @@ class BERT(SequenceModel):
         dropout=0.1,
         max_sequence_length=512,
         num_segments=2,
+        activation="gelu",
+        layer_norm_epsilon=1e-12,
         **kwargs,
     ):
         check_layers("BERT", num_layers)
@@ -59,6 +63,8 @@ class BERT(SequenceModel):
         self.dropout = dropout
         self.max_sequence_length = max_sequence_length
         self.num_segments = num_segments
+        self.activation = activation
+        self.layer_norm_epsilon = layer_norm_epsilon
         # === Layers ===
         dtype = keras.dtype_policies.get(kwargs.get("dtype"))
 
@@ -73,15 +79,17 @@ class BERT(SequenceModel):
         self.position_embedding = PositionEmbedding(
             max_sequence_length, hidden_dim, initializer=normal(), dtype=dtype, name="position_embedding"
         )
-        self.embedding_norm = keras.layers.LayerNormalization(epsilon=1e-12, dtype=dtype, name="embedding_norm")
+        self.embedding_norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=dtype, name="embedding_norm"
+        )
         self.embedding_dropout = keras.layers.Dropout(dropout, dtype=dtype, name="embedding_dropout")
         self.blocks = [
             EncoderBlock(
                 num_heads,
                 intermediate_dim,
                 dropout=dropout,
-                activation="gelu",
-                layer_norm_epsilon=1e-12,
+                activation=activation,
+                layer_norm_epsilon=layer_norm_epsilon,
                 kernel_initializer=normal(),
                 dtype=dtype,
                 name=f"block_{i}",
@@ -122,7 +130,13 @@ class BERTForPreTraining(SequenceModel):
     def __init__(self, backbone, **kwargs):
         self.backbone = _backbone(backbone, "BERTForPreTraining")
         dtype = self.backbone.dtype_policy
-        self.masked_lm_head = MaskedLMHead(self.backbone.token_embedding, dtype=dtype, name="masked_lm")
+        self.masked_lm_head = MaskedLMHead(
+            self.backbone.token_embedding,
+            self.backbone.layer_norm_epsilon,
+            self.backbone.activation,
+            dtype=dtype,
+            name="masked_lm",
+        )
         self.next_sentence_head = ClassificationHead(2, dtype=dtype, name="next_sentence")
         inputs = token_inputs(*INPUTS, "mask_positions")
         encoded = self.backbone({name: inputs[name] for name in INPUTS})

@@ -41,6 +41,8 @@ class GPT(GenerativeModel):
         dropout: on embeddings, attention weights and sublayer outputs.
         max_sequence_length: greatest number of positions.
         normalize_first: norm before each sublayer (and once at the end) instead of after.
+        activation: of the feed-forward networks.
+        layer_norm_epsilon: added to the variance in every norm.
 
     Raises:
         ValueError: sizes that do not fit.
@@ -56,6 +58,8 @@ class GPT(GenerativeModel):
         dropout=0.1,
         max_sequence_length=1024,
         normalize_first=True,
+        activation="gelu_approximate",
+        layer_norm_epsilon=1e-5,
         **kwargs,
     ):
         check_layers("GPT", num_layers)
@@ -67,6 +71,8 @@ class GPT(GenerativeModel):
         self.dropout = dropout
         self.max_sequence_length = max_sequence_length
         self.normalize_first = normalize_first
+        self.activation = activation
+        self.layer_norm_epsilon = layer_norm_epsilon
         # === Layers ===
         dtype = keras.dtype_policies.get(kwargs.get("dtype"))
 
@@ -85,15 +91,16 @@ class GPT(GenerativeModel):
                 num_heads,
                 intermediate_dim,
                 dropout=dropout,
-                activation="gelu_approximate",
+                activation=activation,
                 normalize_first=normalize_first,
+                layer_norm_epsilon=layer_norm_epsilon,
                 kernel_initializer=normal(),
                 dtype=dtype,
                 name=f"block_{i}",
             )
             for i in range(num_layers)
         ]
-        self.final_norm = keras.layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="final_norm")
+        self.final_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, dtype=dtype, name="final_norm")
         # === Graph ===
         inputs = token_inputs("token_ids", "padding_mask")
         hidden, weights, _ = self._forward(inputs)

@@ -35,6 +35,9 @@ class Transformer(GenerativeModel):
         normalize_first: norm before each sublayer (and once at the end) instead of after.
         activation: of the feed-forward networks.
         share_embeddings: one table for source and target.
+        scale_embedding: multiply the token vectors by sqrt(d).
+        interleave_positions: sines in the even channels and cosines in the odd; else all sines before all cosines.
+        logits_bias: add a learned bias to the logits.
 
     Raises:
         ValueError: sizes that do not fit; `share_embeddings` with two vocabularies of different size.
@@ -53,6 +56,9 @@ class Transformer(GenerativeModel):
         normalize_first=False,
         activation="relu",
         share_embeddings=False,
+        scale_embedding=True,
+        interleave_positions=True,
+        logits_bias=False,
         **kwargs,
     ):
         if share_embeddings and source_vocabulary_size != target_vocabulary_size:
@@ -70,19 +76,24 @@ class Transformer(GenerativeModel):
         self.normalize_first = normalize_first
         self.activation = activation
         self.share_embeddings = share_embeddings
+        self.scale_embedding = scale_embedding
+        self.interleave_positions = interleave_positions
+        self.logits_bias = logits_bias
         # === Layers ===
         dtype = keras.dtype_policies.get(kwargs.get("dtype"))
 
-        def embedding(size, name):
+        def embedding(size, name, bias=False):
             # Scaled by sqrt(d) on the way in, so that as logits the rows start at a spread of 1.
             initializer = keras.initializers.RandomNormal(stddev=hidden_dim**-0.5)
-            return TokenEmbedding(size, hidden_dim, scale=True, initializer=initializer, dtype=dtype, name=name)
+            return TokenEmbedding(size, hidden_dim, scale_embedding, initializer, bias, dtype=dtype, name=name)
 
-        self.target_embedding = embedding(target_vocabulary_size, "target_embedding")
+        self.target_embedding = embedding(target_vocabulary_size, "target_embedding", logits_bias)
         self.source_embedding = (
             self.target_embedding if share_embeddings else embedding(source_vocabulary_size, "source_embedding")
         )
-        self.position_encoding = SinePositionEncoding(hidden_dim, dtype=dtype, name="position_encoding")
+        self.position_encoding = SinePositionEncoding(
+            hidden_dim, interleave=interleave_positions, dtype=dtype, name="position_encoding"
+        )
         self.embedding_dropout = keras.layers.Dropout(dropout, dtype=dtype, name="embedding_dropout")
         block = {"dropout": dropout, "activation": activation, "normalize_first": normalize_first, "dtype": dtype}
         sizes = (num_heads, intermediate_dim)
