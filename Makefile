@@ -5,7 +5,7 @@ PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 RUN := .venv/bin/python
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test parity fixtures lint lock clean
 .DEFAULT_GOAL := test
 
 demo: .venv/installed
@@ -21,6 +21,19 @@ lint: .venv/installed
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+# Live against transformers and torch, with other weights and sizes at every run; SEED=... repeats one.
+parity: .venv/parity
+	KERAS_SEQ_PARITY_SEED=$(SEED) $(RUN) -m pytest tests/parity
+	KERAS_SEQ_PARITY_SEED=$(SEED) KERAS_BACKEND=jax $(RUN) -m pytest tests/parity
+
+# What `make test` holds the checkpoints against, written anew by transformers and torch.
+fixtures: .venv/parity
+	$(RUN) tests/parity/write_fixtures.py
+
+.venv/parity: .venv/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[parity]'
+	touch .venv/parity
 
 # Wheels for TensorFlow 2.21 exist for these Pythons only. PYTHON=... names another interpreter.
 .venv/installed: setup.cfg pyproject.toml requirements.lock

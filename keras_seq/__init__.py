@@ -7,6 +7,7 @@ w beams, k candidates, r rows (b * w).
 
 from keras_seq.attention import AdditiveScore, DotScore, GeneralScore, MultiHeadAttention, attend
 from keras_seq.blocks import DecoderBlock, EncoderBlock, FeedForward, Residual
+from keras_seq.checkpoints import load_checkpoint, save_checkpoint
 from keras_seq.embeddings import TokenEmbedding
 from keras_seq.generation import BeamSampler, GreedySampler, RandomSampler, generate
 from keras_seq.heads import ChoiceHead, ClassificationHead, MaskedLMHead, SpanHead, best_spans
@@ -91,8 +92,10 @@ __all__ = [
     "entailment_inputs",
     "generate",
     "language_model_targets",
+    "load_checkpoint",
     "load_tokenizer",
     "multiple_choice_inputs",
+    "save_checkpoint",
     "similarity_inputs",
     "train_tokenizer",
 ]
