@@ -41,6 +41,7 @@ from keras_seq.text import (
     load_tokenizer,
     train_tokenizer,
 )
+from keras_seq.tuning import enable_gradient_checkpointing, enable_lora
 
 __all__ = [
     "BERT",
@@ -89,6 +90,8 @@ __all__ = [
     "attend",
     "best_spans",
     "classification_inputs",
+    "enable_gradient_checkpointing",
+    "enable_lora",
     "entailment_inputs",
     "generate",
     "language_model_targets",

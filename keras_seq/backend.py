@@ -1,5 +1,6 @@
 """What keras.ops lacks, once per backend: a scan whose outputs differ from its state, writing into a cache, one stream
-of random numbers a row, and a compiled function over a model's current weights.
+of random numbers a row, a layer computed again in the backward pass, and a compiled function over a model's current
+weights.
 """
 
 import keras
@@ -99,6 +100,37 @@ def uniform_rows(seeds_b, count):
         return tf.random.stateless_uniform([count], tf.stack([seed, tf.zeros_like(seed)]))
 
     return tf.map_fn(draw, tf.cast(seeds_b, "int64"), fn_output_signature=tf.TensorSpec([count], "float32"))
+
+
+def rematerialized(layer, function, *arguments):
+    """`function(*arguments)`, computed again in the backward pass instead of kept.
+
+    The layer's weights go in as arguments and the state of its random numbers as it is before the call, so that the
+    second computation has the same dropout as the first; a seed's next state is set outside of it.
+
+    Args:
+        layer: whose weights `function` reads, and whose dropout layers each draw once in it.
+        function: of tensors, giving a nest of tensors.
+        *arguments: tensors or None.
+    """
+    variables = layer.variables
+    # Copies: on TensorFlow a variable is read where it is used, a seed the second time after its next state is set.
+    everything = [*(ops.copy(variable.value) for variable in variables), *arguments]
+    # Masks and seeds have no gradient, and TensorFlow's recomputation cannot take a bool.
+    places = [i for i, one in enumerate(everything) if one is not None and "float" in str(one.dtype)]
+
+    def pure(*floats):
+        tensors = list(everything)
+        for i, one in zip(places, floats):
+            tensors[i] = one
+        with keras.StatelessScope(state_mapping=list(zip(variables, tensors))):
+            return function(*tensors[len(variables) :])
+
+    outputs = keras.remat(pure)(*(everything[i] for i in places))
+    for part in layer._flatten_layers():
+        if isinstance(part, keras.layers.Dropout) and part.rate > 0:
+            part.seed_generator.next()
+    return outputs
 
 
 def compiled(function, model):

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_seq import backend
 from keras_seq.attention import MultiHeadAttention
 
 
@@ -113,6 +114,8 @@ class FeedForward(keras.layers.Layer):
 class _Block(keras.layers.Layer):
     """The configuration that encoder and decoder blocks share; abstract."""
 
+    rematerialize = False  # in training; set by keras_seq.enable_gradient_checkpointing
+
     def __init__(
         self,
         num_heads,
@@ -192,6 +195,11 @@ class EncoderBlock(_Block):
             layer.build(x_shape)
 
     def call(self, x, allowed=None, training=None):
+        if training and self.rematerialize:
+            return backend.rematerialized(self, lambda *tensors: self._forward(*tensors, training), x, allowed)
+        return self._forward(x, allowed, training)
+
+    def _forward(self, x, allowed, training):
         attended, weights_bhts, _ = self.self_attention(
             self.self_attention_residual.enter(x), allowed=allowed, training=training
         )
@@ -246,6 +254,14 @@ class DecoderBlock(_Block):
         self, x, memory=None, allowed=None, memory_allowed=None, memory_cache=None, cache=None, position=None,
         training=None,
     ):  # fmt: skip
+        arguments = (x, memory, allowed, memory_allowed)
+        if training and self.rematerialize:
+            return backend.rematerialized(
+                self, lambda *tensors: self._forward(*tensors, None, None, None, training), *arguments
+            )
+        return self._forward(*arguments, memory_cache, cache, position, training)
+
+    def _forward(self, x, memory, allowed, memory_allowed, memory_cache, cache, position, training):
         attended, weights_bhts, cache = self.self_attention(
             self.self_attention_residual.enter(x), allowed=allowed, cache=cache, position=position, training=training
         )

@@ -104,6 +104,11 @@ def generate(model, inputs, max_new_tokens, end_token_id, start_token_id=None, s
 _COMPILED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
+def forget(model):
+    """Drops what was traced for a model whose weights are no longer the same objects."""
+    _COMPILED.pop(model, None)
+
+
 def _options(sampler, batch):
     """The sampler's numbers as tensors, one a row, so that other numbers need no new trace; and what is left as key."""
 

@@ -5,7 +5,7 @@ import inspect
 import keras
 from keras import ops
 
-from keras_seq import generation, sizes
+from keras_seq import generation, sizes, tuning
 
 
 def token_inputs(*names, axes=1):
@@ -88,6 +88,20 @@ class SequenceModel(keras.Model):
         """The same graph up to the attention weights of the last layer, averaged over heads: (b, t, s) float32."""
         return keras.Model(self.input, self._views[1], name=f"{self.name}_attention")
 
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """`keras.Model.quantize` of the dense layers, which hold nearly all the weights of a block.
+
+        Embedding tables (and with them tied logits) and the matrices within an LSTM or GRU cell keep their dtype.
+        A quantized model is saved and loaded as any other.
+        """
+        if filters is None:
+            # Of any other layer Keras would warn that it has no method for it.
+            def filters(layer):
+                return isinstance(layer, keras.layers.Dense)
+
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+        tuning.forget_traces(self)
+
     def get_config(self):
         names = [name for name in inspect.signature(type(self).__init__).parameters if name not in ("self", "kwargs")]
         values = {name: getattr(self, name) for name in names}
@@ -96,11 +110,19 @@ class SequenceModel(keras.Model):
             for name, value in values.items()
         }
         policy = keras.dtype_policies.serialize(self.dtype_policy)
-        return {**values, "name": self.name, "trainable": self.trainable, "dtype": policy}
+        config = {**values, "name": self.name, "trainable": self.trainable, "dtype": policy}
+        modes = [layer.quantization_mode for layer in tuning.dense_layers(self)]
+        return {**config, "quantization": modes} if any(modes) else config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(**config)
+        config = dict(config)
+        modes = config.pop("quantization", [])
+        model = cls(**config)
+        for layer, mode in zip(tuning.dense_layers(model), modes):
+            if mode != layer.quantization_mode:
+                layer.quantize(mode)
+        return model
 
 
 class GenerativeModel(SequenceModel):

@@ -76,7 +76,8 @@ def toy_texts(rows, seed):
 def fitted(model, inputs, targets, sample_weight=None, steps=120):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     losses = dict.fromkeys(targets, loss) if isinstance(targets, dict) else loss
-    model.compile(keras.optimizers.Adam(0.01), losses)
+    # With TensorFlow it would be XLA, which takes longer to compile than to train here.
+    model.compile(keras.optimizers.Adam(0.01), losses, jit_compile=keras.backend.backend() == "jax")
     model.fit(inputs, targets, batch_size=24, epochs=steps // 10, sample_weight=sample_weight, verbose=0)
     return model
 

@@ -76,6 +76,8 @@ def fitted(model, inputs, labels):
             "language_model": keras_seq.TokenCrossentropy(),
         },
         loss_weights={"logits": 1.0, "language_model": 0.5},
+        # With TensorFlow it would be XLA, which takes longer to compile than to train here.
+        jit_compile=keras.backend.backend() == "jax",
     )
     return model.fit(
         inputs,

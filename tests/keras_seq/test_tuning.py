@@ -1,0 +1,130 @@
+"""keras_seq.tuning: low-rank updates, frozen backbones, recomputed blocks and 8-bit weights, on all five models."""
+
+import gc
+
+import keras
+import numpy as np
+import pytest
+
+import keras_seq
+from keras_seq import backend
+
+JIT = backend.BACKEND == "jax"  # with TensorFlow it would be XLA, which takes longer to compile than to train here
+FIVE = ["Seq2Seq", "AttentionSeq2Seq", "Transformer", "GPT", "BERT"]
+# Of one layer: two matrices an attention, of which a decoder has two; without attention blocks, every dense layer.
+UPDATED = {"Seq2Seq": 1, "AttentionSeq2Seq": 4, "Transformer": 6, "GPT": 2, "BERT": 2}
+
+
+def outputs_of(model, inputs):
+    """In a graph of its own: the models here are changed between calls."""
+    function = backend.compiled(lambda inputs: model(inputs), model)
+    given = function({key: keras.ops.convert_to_tensor(one) for key, one in inputs.items()})
+    return {key: np.asarray(one) for key, one in (given if isinstance(given, dict) else {"logits": given}).items()}
+
+
+def assert_near(ones, others, share):
+    for key, one in ones.items():
+        assert np.abs(one - others[key]).max() <= share * one.std(), key
+
+
+def train(model, name, inputs, steps=1):
+    if name == "BERT":
+        targets = {"sequence_output": np.ones((3, 7, 6), "float32"), "pooled_output": np.ones((3, 6), "float32")}
+        model.compile(keras.optimizers.SGD(0.1), dict.fromkeys(targets, "mse"), jit_compile=JIT)
+    else:
+        targets = np.ones((3, 7), "int32")
+        model.compile(keras.optimizers.SGD(0.1), keras_seq.TokenCrossentropy(), jit_compile=JIT)
+    for _ in range(steps):
+        model.train_on_batch(inputs, targets)
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_low_rank_updates_start_at_nothing_and_are_all_that_trains(name, build, make_inputs, randomized, tmp_path):
+    model, inputs = randomized(build(name, dropout=0.0, num_layers=1)), make_inputs(name)
+    before = outputs_of(model, inputs)
+    frozen = {id(weight): weight.numpy() for weight in model.weights}
+    layers = keras_seq.enable_lora(model, 2)
+    assert len(layers) == UPDATED[name] and len(model.trainable_variables) == 2 * len(layers)
+    assert_near(before, outputs_of(model, inputs), 1e-6)
+    train(model, name, inputs, steps=2)  # the first moves B alone, for A's gradient goes through it
+    for weight in model.non_trainable_variables:
+        if id(weight) in frozen:
+            np.testing.assert_array_equal(weight, frozen[id(weight)])
+    after = outputs_of(model, inputs)
+    assert any(np.abs(after[key] - before[key]).max() > 1e-4 for key in before)
+    model.save(tmp_path / "merged.keras")
+    merged = keras.saving.load_model(tmp_path / "merged.keras", compile=False)
+    assert merged.count_params() == sum(one.size for one in frozen.values())
+    assert_near(after, outputs_of(merged, inputs), 1e-4)
+
+
+def test_generation_sees_an_update_that_came_after_its_trace(build, make_inputs, randomized):
+    model, inputs = randomized(build("GPT")), make_inputs("GPT")
+    before = model.generate(inputs, 3, -1)["scores"]
+    for layer in keras_seq.enable_lora(model, 2):
+        layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
+    assert np.abs(model.generate(inputs, 3, -1)["scores"] - before).max() > 1e-3
+
+
+def test_an_unknown_target_is_named(build):
+    with pytest.raises(ValueError, match=r"among the dense layers \['logits'\], got targets=\['query'\]\."):
+        keras_seq.enable_lora(build("Seq2Seq"), 2, targets=["query"])
+
+
+@pytest.mark.parametrize("name", ["BERTTokenClassifier", "GPTClassifier"])
+def test_a_frozen_backbone_leaves_the_head_to_train(name, build, make_inputs):
+    model, inputs = build(name), make_inputs(name)
+    model.backbone.trainable = False
+    head = model.classification_head
+    assert len(model.trainable_variables) == 2
+    before, head_before = model.backbone.get_weights(), head.get_weights()
+    targets = np.ones((3, 7) if name == "BERTTokenClassifier" else 3, "int32")
+    targets = {"logits": targets} if name == "GPTClassifier" else targets
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    losses = {"logits": loss, "language_model": None} if name == "GPTClassifier" else loss
+    model.compile("adam", losses, jit_compile=JIT)
+    model.train_on_batch(inputs, targets)
+    for one, same in zip(before, model.backbone.get_weights()):
+        np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(head_before[0], head.get_weights()[0])
+
+
+@pytest.mark.parametrize("name, blocks", [("Transformer", 2), ("GPT", 1), ("BERT", 1)])
+def test_recomputed_blocks_train_to_the_same_weights_dropout_included(name, blocks, build, make_inputs, monkeypatch):
+    inputs, trained, calls, remat = make_inputs(name), [], [], keras.remat
+    monkeypatch.setattr(keras, "remat", lambda function: calls.append(function) or remat(function))
+    for recomputed in (False, True):
+        keras.utils.set_random_seed(7)
+        model = build(name, dropout=0.3, num_layers=1)
+        before = model.get_weights()
+        if recomputed:
+            keras_seq.enable_gradient_checkpointing(model)
+        train(model, name, inputs, steps=2)
+        trained.append(model.get_weights())
+        assert len(calls) % blocks == 0 and bool(calls) == recomputed
+    assert max(np.abs(one - other).max() for one, other in zip(before, trained[0])) > 1e-3
+    for one, other in zip(*trained):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_model_without_blocks_is_named(build):
+    with pytest.raises(ValueError, match=r"enable_gradient_checkpointing needs a model with blocks, got Seq2Seq\."):
+        keras_seq.enable_gradient_checkpointing(build("Seq2Seq"))
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_8_bit_weights_answer_alike_and_are_saved(name, build, randomized, make_inputs, tmp_path, monkeypatch):
+    # Keras collects garbage once a layer, which takes most of a minute in a process that has run other tests.
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+    model, inputs = randomized(build(name, num_layers=1)), make_inputs(name)
+    before = outputs_of(model, inputs)
+    model.quantize("int8")
+    kernels = [layer._kernel for layer in keras_seq.tuning.dense_layers(model)]
+    assert kernels and {keras.backend.standardize_dtype(kernel.dtype) for kernel in kernels} == {"int8"}
+    after = outputs_of(model, inputs)
+    assert any(np.abs(after[key] - before[key]).max() > 0 for key in before)
+    assert_near(before, after, 0.1)
+    model.save(tmp_path / "small.keras")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    assert loaded.get_config() == model.get_config()
+    assert_near(after, outputs_of(loaded, inputs), 1e-6)
