@@ -9,7 +9,7 @@ from keras_seq.attention import AdditiveScore, DotScore, GeneralScore, MultiHead
 from keras_seq.blocks import DecoderBlock, EncoderBlock, FeedForward, Residual
 from keras_seq.checkpoints import load_checkpoint, save_checkpoint
 from keras_seq.embeddings import TokenEmbedding
-from keras_seq.generation import BeamSampler, GreedySampler, RandomSampler, generate
+from keras_seq.generation import generate, score, stream
 from keras_seq.heads import ChoiceHead, ClassificationHead, MaskedLMHead, SpanHead, best_spans
 from keras_seq.losses import TokenAccuracy, TokenCrossentropy, TokenPerplexity
 from keras_seq.models.bert import (
@@ -25,6 +25,7 @@ from keras_seq.models.seq2seq import AttentionSeq2Seq, Seq2Seq
 from keras_seq.models.transformer import Transformer
 from keras_seq.positions import PositionEmbedding, SinePositionEncoding
 from keras_seq.recurrent import GRUCell, LSTMCell, RecurrentDecoder, RecurrentEncoder
+from keras_seq.samplers import BeamSampler, GreedySampler, RandomSampler
 from keras_seq.sizes import SIZES
 from keras_seq.task_inputs import (
     classification_inputs,
@@ -99,6 +100,8 @@ __all__ = [
     "load_tokenizer",
     "multiple_choice_inputs",
     "save_checkpoint",
+    "score",
     "similarity_inputs",
+    "stream",
     "train_tokenizer",
 ]

@@ -45,7 +45,12 @@ class TokenEmbedding(keras.layers.Layer):
 
     def call(self, inputs, reverse=False):
         if reverse:
-            logits_btv = ops.cast(ops.matmul(inputs, ops.transpose(self.embeddings)), "float32")
+            if inputs.shape[1] == 1:
+                # A few states against many tokens, as in decoding: on a CPU a half faster with the table in front.
+                logits_vb = ops.matmul(self.embeddings, ops.transpose(inputs[:, 0]))
+                logits_btv = ops.cast(ops.expand_dims(ops.transpose(logits_vb), 1), "float32")
+            else:
+                logits_btv = ops.cast(ops.matmul(inputs, ops.transpose(self.embeddings)), "float32")
             return logits_btv + ops.cast(self.bias, "float32") if self.logits_bias else logits_btv
         embedded_btd = ops.cast(ops.take(self.embeddings, inputs, axis=0), self.compute_dtype)
         return embedded_btd * self.hidden_dim**0.5 if self.scale else embedded_btd

@@ -6,6 +6,15 @@ import keras
 from keras import ops
 
 
+def check_length(model, length, limit):
+    """No more positions are read or kept than the model has; `limit` None: it has no bound."""
+    if limit is not None and isinstance(length, int) and length > limit:
+        name = type(model).__name__
+        raise ValueError(
+            f"{name} has max_sequence_length={limit} positions, prompt included, got a request for length={length}."
+        )
+
+
 @keras.saving.register_keras_serializable("keras_seq")
 class SinePositionEncoding(keras.layers.Layer):
     """Fixed sines and cosines: sin(p / 10000^(2i/d)) in the even channels, cos in the odd ones; or all sines, then all

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_seq import generation, sizes, tuning
+from keras_seq.positions import check_length
 
 
 def token_inputs(*names, axes=1):
@@ -24,15 +25,6 @@ def token_inputs(*names, axes=1):
 def mean_over_heads(weights_bhts):
     """(b, h, t, s) -> (b, t, s) float32."""
     return ops.mean(ops.cast(weights_bhts, "float32"), axis=1)
-
-
-def check_length(model, length, limit):
-    """No more positions are read or kept than the model has; `limit` None: it has no bound."""
-    if limit is not None and isinstance(length, int) and length > limit:
-        name = type(model).__name__
-        raise ValueError(
-            f"{name} has max_sequence_length={limit} positions, prompt included, got a request for length={length}."
-        )
 
 
 def check_layers(name, num_layers):
@@ -155,6 +147,6 @@ class GenerativeModel(SequenceModel):
         """
         raise NotImplementedError
 
-    def generate(self, inputs, max_new_tokens, end_token_id, start_token_id=None, sampler=None):
+    def generate(self, inputs, max_new_tokens, end_token_id, start_token_id=None, sampler=None, **constraints):
         """`keras_seq.generate` with this model."""
-        return generation.generate(self, inputs, max_new_tokens, end_token_id, start_token_id, sampler)
+        return generation.generate(self, inputs, max_new_tokens, end_token_id, start_token_id, sampler, **constraints)

@@ -38,11 +38,6 @@ def _bracket(rows: tf.RaggedTensor, before: int | None, after: int | None) -> tf
     return tf.concat(parts, axis=1)
 
 
-def _log_probability(logits_btv: tf.Tensor, labels_bt: tf.Tensor, mask_bt: tf.Tensor) -> tf.Tensor:
-    nll_bt = tf.nn.sparse_softmax_cross_entropy_with_logits(labels_bt, logits_btv)
-    return -tf.reduce_sum(nll_bt * tf.cast(mask_bt, nll_bt.dtype), axis=1)
-
-
 def _detokenize(tokenizer: Any, written: dict[str, tf.Tensor]) -> tf.Tensor:
     """Strings of what was written; where nothing was, -1: 0 is a token in a vocabulary without padding, as GPT-2's."""
     ids = written["token_ids"]
@@ -96,10 +91,10 @@ class Translator:
     def score(self, text: tf.Tensor, translation: tf.Tensor) -> tuple:
         """Summed log-probability of a given translation, and its number of tokens, the end counted."""
         target = self.target_tokenizer
-        ids = target.tokenize(translation)[:, : self.limit - 1]
-        asked, told = Rows(_bracket(ids, None, target.end_token_id)), Rows(_bracket(ids, target.start_token_id, None))
-        inputs = {**self._source(text)[0], "decoder_token_ids": told.ids, "decoder_padding_mask": told.mask}
-        return _log_probability(self.model(inputs, training=False), asked.ids, asked.mask), asked.lengths
+        rows = Rows(_bracket(target.tokenize(translation)[:, : self.limit - 1], None, target.end_token_id))
+        inputs, _ = self._source(text)
+        scored = generation.score_of(self.model, inputs, rows.ids, rows.mask, target.start_token_id)
+        return scored["scores"], scored["lengths"]
 
     def explain(self, text: tf.Tensor) -> tuple:
         """Greedy translations with the tokens and, for each target token, what it looked at in the source."""
@@ -155,10 +150,12 @@ class LanguageModel:
     def score(self, text: tf.Tensor) -> tuple:
         """Summed log-probability of a text, and its number of tokens, the end counted."""
         ids = self.tokenizer.tokenize(text)[:, : self.limit - 1]
-        told = Rows(_bracket(ids, self.tokenizer.start_token_id, None))
-        asked = Rows(_bracket(ids, None, self.tokenizer.end_token_id))
-        logits = self.model({"token_ids": told.ids, "padding_mask": told.mask}, training=False)
-        return _log_probability(logits, asked.ids, asked.mask), asked.lengths
+        rows = Rows(_bracket(ids, None, self.tokenizer.end_token_id))
+        # The prompt is the start token alone.
+        nothing = {"token_ids": rows.ids[:, :0], "padding_mask": rows.mask[:, :0]}
+        start = self.tokenizer.start_token_id
+        scored = generation.score_of(self.model, nothing, rows.ids, rows.mask, start)
+        return scored["scores"], scored["lengths"]
 
     def explain(self, text: tf.Tensor) -> tuple:
         """The tokens, start included, and what each looked at."""

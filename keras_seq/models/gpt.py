@@ -7,15 +7,8 @@ from keras_seq import backend, masks
 from keras_seq.blocks import DecoderBlock
 from keras_seq.embeddings import TokenEmbedding
 from keras_seq.heads import ChoiceHead, ClassificationHead, FlattenTexts, UnflattenTexts
-from keras_seq.positions import PositionEmbedding
-from keras_seq.sequence_model import (
-    GenerativeModel,
-    SequenceModel,
-    check_layers,
-    check_length,
-    mean_over_heads,
-    token_inputs,
-)
+from keras_seq.positions import PositionEmbedding, check_length
+from keras_seq.sequence_model import GenerativeModel, SequenceModel, check_layers, mean_over_heads, token_inputs
 
 INPUTS = ("token_ids", "padding_mask")
 

@@ -3,11 +3,11 @@
 import keras
 from keras import ops
 
-from keras_seq import masks
+from keras_seq import backend, masks
 from keras_seq.blocks import DecoderBlock, EncoderBlock
 from keras_seq.embeddings import TokenEmbedding
-from keras_seq.positions import SinePositionEncoding
-from keras_seq.sequence_model import GenerativeModel, check_layers, check_length, mean_over_heads, token_inputs
+from keras_seq.positions import SinePositionEncoding, check_length
+from keras_seq.sequence_model import GenerativeModel, check_layers, mean_over_heads, token_inputs
 
 
 @keras.saving.register_keras_serializable("keras_seq")
@@ -150,7 +150,8 @@ class Transformer(GenerativeModel):
                 "caches": tuple(block.cross_attention.project(encoded) for block in self.decoder_blocks),
             },
             "caches": tuple(
-                (ops.zeros(shape, encoded.dtype), ops.zeros(shape, encoded.dtype)) for _ in self.decoder_blocks
+                (backend.empty_cache(shape, encoded.dtype), backend.empty_cache(shape, encoded.dtype))
+                for _ in self.decoder_blocks
             ),
             "position": ops.zeros((batch,), "int32"),
         }

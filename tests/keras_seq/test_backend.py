@@ -38,6 +38,27 @@ def test_write_at_replaces_one_place_a_row():
     np.testing.assert_array_equal(written, cache)
 
 
+def test_equal_empty_caches_overwritten_in_a_loop_stay_apart():
+    def run(position):
+        caches = tuple(backend.empty_cache((3, 2, 5, 7), "float32") for _ in range(2))
+
+        def body(i, caches):
+            with backend.overwriting():
+                new = [ops.ones((3, 2, 1, 7)) * ops.cast(i + 10 * which, "float32") for which in range(2)]
+                return i + 1, tuple(backend.write_at(*each) for each in zip(caches, (position + i,) * 2, new))
+
+        return ops.while_loop(lambda i, _: i < 3, body, (ops.convert_to_tensor(0, "int32"), caches))[1]
+
+    model = keras.Sequential([keras.Input((2,))])
+    written = backend.compiled(run, model)(ops.convert_to_tensor(np.array([0, 2, 1], "int32")))
+    for which, cache in enumerate(written):
+        expected = np.zeros((3, 2, 5, 7), "float32")
+        for row, place in enumerate((0, 2, 1)):
+            for i in range(3):
+                expected[row, :, place + i] = i + 10 * which
+        np.testing.assert_array_equal(cache, expected)
+
+
 @pytest.mark.parametrize("length", [2, 5, 11])
 def test_fit_length_cuts_or_pads(length):
     x = np.random.default_rng(0).normal(size=(3, 2, 5, 7)).astype("float32")
