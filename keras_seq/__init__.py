@@ -23,7 +23,7 @@ from keras_seq.models.bert import (
 from keras_seq.models.gpt import GPT, GPTClassifier, GPTMultipleChoice, GPTSimilarityClassifier
 from keras_seq.models.seq2seq import AttentionSeq2Seq, Seq2Seq
 from keras_seq.models.transformer import Transformer
-from keras_seq.positions import PositionEmbedding, SinePositionEncoding
+from keras_seq.positions import PositionEmbedding, RotaryEmbedding, SinePositionEncoding
 from keras_seq.recurrent import GRUCell, LSTMCell, RecurrentDecoder, RecurrentEncoder
 from keras_seq.samplers import BeamSampler, GreedySampler, RandomSampler
 from keras_seq.sizes import SIZES
@@ -78,6 +78,7 @@ __all__ = [
     "RecurrentDecoder",
     "RecurrentEncoder",
     "Residual",
+    "RotaryEmbedding",
     "Seq2Seq",
     "SinePositionEncoding",
     "SpanHead",

@@ -211,18 +211,21 @@ class MultiHeadAttention(keras.layers.Layer):
         num_heads: h.
         dropout: share of the weights dropped in training.
         kernel_initializer: of every projection.
+        rotary: a RotaryEmbedding that turns queries and keys by their positions, or None; self-attention only. A cache
+            holds turned keys.
 
     Raises:
-        ValueError: num_heads < 1, or the width of the query is no multiple of num_heads.
+        ValueError: num_heads < 1, the width of the query is no multiple of num_heads, or `rotary` with a memory.
     """
 
-    def __init__(self, num_heads, dropout=0.0, kernel_initializer="glorot_uniform", **kwargs):
+    def __init__(self, num_heads, dropout=0.0, kernel_initializer="glorot_uniform", rotary=None, **kwargs):
         super().__init__(**kwargs)
         if num_heads < 1:
             raise ValueError(f"MultiHeadAttention needs num_heads >= 1, got num_heads={num_heads!r}.")
         self.num_heads = num_heads
         self.dropout = dropout
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.rotary = keras.saving.deserialize_keras_object(rotary) if isinstance(rotary, dict) else rotary
         self.score = DotScore(scaled=True, dtype=self.dtype_policy)
         self.weights_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
@@ -230,6 +233,8 @@ class MultiHeadAttention(keras.layers.Layer):
         width = query_shape[-1]
         if width % self.num_heads:
             raise ValueError(f"MultiHeadAttention needs a width that {self.num_heads} heads divide, got width={width}.")
+        if self.rotary is not None and memory_shape is not None:
+            raise ValueError(f"MultiHeadAttention with rotary needs no memory, got one of shape {memory_shape}.")
 
         def dense(name, units, input_width):
             layer = keras.layers.Dense(
@@ -254,14 +259,22 @@ class MultiHeadAttention(keras.layers.Layer):
         """Keys and values of a memory (b, s, d'): two tensors (b, h, s, c)."""
         return self._split(self.key_dense(memory)), self._split(self.value_dense(memory))
 
+    def _turn(self, x_bhtc, position):
+        """By where each row stands, or by 0, 1, 2, ..."""
+        if self.rotary is None:
+            return x_bhtc
+        places = ops.arange(ops.shape(x_bhtc)[2])[None] if position is None else position[:, None]
+        return self.rotary(x_bhtc, places)
+
     def call(self, query, memory=None, allowed=None, cache=None, position=None, training=None):
-        if cache is None:
-            cache = self.project(query if memory is None else memory)
-        elif position is not None:
-            new = self.project(query)
-            cache = tuple(backend.write_at(old, position, one) for old, one in zip(cache, new))
+        if cache is None or position is not None:
+            keys_bhtc, values_bhtc = self.project(query if memory is None else memory)
+            new = self._turn(keys_bhtc, position), values_bhtc
+            if cache is not None:
+                new = tuple(backend.write_at(old, position, one) for old, one in zip(cache, new))
+            cache = new
         keys_bhsc, values_bhsc = cache
-        query_bhtc = self._split(self.query_dense(query))
+        query_bhtc = self._turn(self._split(self.query_dense(query)), position)
         allowed_bhts = None if allowed is None else ops.expand_dims(allowed, -3)
         context_bhtc, weights_bhts = attend(
             query_bhtc, keys_bhsc, values_bhsc, self.score, allowed_bhts, self.weights_dropout, training
@@ -275,4 +288,5 @@ class MultiHeadAttention(keras.layers.Layer):
             "num_heads": self.num_heads,
             "dropout": self.dropout,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "rotary": None if self.rotary is None else keras.saving.serialize_keras_object(self.rotary),
         }

@@ -125,6 +125,7 @@ class _Block(keras.layers.Layer):
         normalize_first=False,
         layer_norm_epsilon=1e-5,
         kernel_initializer="glorot_uniform",
+        rotary=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -135,10 +136,12 @@ class _Block(keras.layers.Layer):
         self.normalize_first = normalize_first
         self.layer_norm_epsilon = layer_norm_epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.rotary = keras.saving.deserialize_keras_object(rotary) if isinstance(rotary, dict) else rotary
 
     def _attention(self, name):
-        initializer = self.kernel_initializer.clone()
-        return MultiHeadAttention(self.num_heads, self.dropout, initializer, dtype=self.dtype_policy, name=name)
+        rotary = self.rotary if name == "self_attention" else None
+        arguments = (self.num_heads, self.dropout, self.kernel_initializer.clone(), rotary)
+        return MultiHeadAttention(*arguments, dtype=self.dtype_policy, name=name)
 
     def _residual(self, name):
         arguments = (self.dropout, self.normalize_first, self.layer_norm_epsilon)
@@ -159,6 +162,7 @@ class _Block(keras.layers.Layer):
             "normalize_first": self.normalize_first,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "rotary": None if self.rotary is None else keras.saving.serialize_keras_object(self.rotary),
         }
 
 
@@ -181,6 +185,7 @@ class EncoderBlock(_Block):
         normalize_first: norm before each sublayer instead of after.
         layer_norm_epsilon: added to the variance.
         kernel_initializer: of every projection.
+        rotary: a RotaryEmbedding for the queries and keys of self-attention, or None.
 
     Raises:
         ValueError: as MultiHeadAttention and FeedForward.
@@ -231,6 +236,7 @@ class DecoderBlock(_Block):
         normalize_first: norm before each sublayer instead of after.
         layer_norm_epsilon: added to the variance.
         kernel_initializer: of every projection.
+        rotary: a RotaryEmbedding for the queries and keys of self-attention, or None.
 
     Raises:
         ValueError: as MultiHeadAttention and FeedForward.

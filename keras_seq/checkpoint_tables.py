@@ -225,7 +225,7 @@ FAMILIES = {
         prefix="transformer.",
         body=lambda model: GPT2_ROWS,
         arguments=GPT2_ARGUMENTS,
-        constants={"normalize_first": True},
+        constants={"normalize_first": True, "position_encoding": "learned"},
         fixed={
             "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
@@ -240,7 +240,11 @@ FAMILIES = {
         prefix="transformer.",
         body=lambda model: GPT1_ROWS,
         arguments=GPT1_ARGUMENTS,
-        constants={"normalize_first": False, "intermediate_dim": lambda config: 4 * config["n_embd"]},
+        constants={
+            "normalize_first": False,
+            "position_encoding": "learned",
+            "intermediate_dim": lambda config: 4 * config["n_embd"],
+        },
         fixed={"tie_word_embeddings": True},
         ignored=(r"h\.\d+\.attn\.bias", "position_ids"),
         tied={"lm_head.weight": ("tokens_embed.weight",)},
@@ -250,7 +254,12 @@ FAMILIES = {
         prefix="model.",
         body=_marian_rows,
         arguments=MARIAN_ARGUMENTS,
-        constants={"normalize_first": False, "interleave_positions": False, "logits_bias": True},
+        constants={
+            "normalize_first": False,
+            "position_encoding": "sine",
+            "interleave_positions": False,
+            "logits_bias": True,
+        },
         fixed={
             "tie_word_embeddings": True,
             "normalize_before": False,

@@ -106,3 +106,55 @@ class PositionEmbedding(keras.layers.Layer):
             "hidden_dim": self.hidden_dim,
             "initializer": keras.initializers.serialize(self.initializer),
         }
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class RotaryEmbedding(keras.layers.Layer):
+    """Turns each pair of channels by an angle that grows with the position: R(p) x, so that a score of attention,
+    R(p) q . R(s) k = q . R(s - p) k, knows of the distance alone.
+
+    Su et al. 2021, section 3.2.2, with angles p / max_wavelength^(2i/c) for pair i. A pair is channels i and i + c/2,
+    as in KerasHub and transformers; the paper's are neighbours, which is another order of the same channels.
+
+    Shapes:
+        x (b, h, t, c), positions (b or 1, t) int32 -> (b, h, t, c).
+
+    Masks: none.
+
+    Args:
+        max_wavelength: the 10000 of the formula, in positions (over 2 pi).
+        scaling_factor: positions are divided by it.
+
+    Raises:
+        ValueError: c is odd.
+    """
+
+    def __init__(self, max_wavelength=10000.0, scaling_factor=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.max_wavelength = max_wavelength
+        self.scaling_factor = scaling_factor
+
+    def call(self, x, positions):
+        channels = x.shape[-1]
+        if channels % 2:
+            raise ValueError(f"RotaryEmbedding needs an even number of channels, got {channels}.")
+        exponents_c = ops.arange(0, channels, 2, dtype="float32") / channels
+        rates_c = ops.exp(exponents_c * -ops.log(self.max_wavelength)) / self.scaling_factor
+        # In float32: a 16-bit angle of some hundred would be off by a good part of a turn.
+        angles_b1tc = ops.expand_dims(ops.expand_dims(ops.cast(positions, "float32"), -1) * rates_c, 1)
+        cos, sin = (ops.cast(one, x.dtype) for one in (ops.cos(angles_b1tc), ops.sin(angles_b1tc)))
+        first, second = ops.split(x, 2, axis=-1)
+        return ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+    def get_config(self):
+        config = {"max_wavelength": self.max_wavelength, "scaling_factor": self.scaling_factor}
+        return {**super().get_config(), **config}
+
+
+ENCODINGS = ("learned", "sine", "rotary")
+
+
+def check_encoding(model, encoding):
+    """How a model tells positions is one of three names."""
+    if encoding not in ENCODINGS:
+        raise ValueError(f"{model} needs position_encoding in {ENCODINGS}, got position_encoding={encoding!r}.")

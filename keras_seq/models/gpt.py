@@ -7,7 +7,13 @@ from keras_seq import backend, masks
 from keras_seq.blocks import DecoderBlock
 from keras_seq.embeddings import TokenEmbedding
 from keras_seq.heads import ChoiceHead, ClassificationHead, FlattenTexts, UnflattenTexts
-from keras_seq.positions import PositionEmbedding, check_length
+from keras_seq.positions import (
+    PositionEmbedding,
+    RotaryEmbedding,
+    SinePositionEncoding,
+    check_encoding,
+    check_length,
+)
 from keras_seq.sequence_model import GenerativeModel, SequenceModel, check_layers, mean_over_heads, token_inputs
 
 INPUTS = ("token_ids", "padding_mask")
@@ -36,9 +42,10 @@ class GPT(GenerativeModel):
         normalize_first: norm before each sublayer (and once at the end) instead of after.
         activation: of the feed-forward networks.
         layer_norm_epsilon: added to the variance in every norm.
+        position_encoding: "learned", "sine" or "rotary" (Su et al. 2021, section 3.2).
 
     Raises:
-        ValueError: sizes that do not fit.
+        ValueError: sizes that do not fit, or an unknown position_encoding.
     """
 
     def __init__(
@@ -53,9 +60,11 @@ class GPT(GenerativeModel):
         normalize_first=True,
         activation="gelu_approximate",
         layer_norm_epsilon=1e-5,
+        position_encoding="learned",
         **kwargs,
     ):
         check_layers("GPT", num_layers)
+        check_encoding("GPT", position_encoding)
         self.vocabulary_size = vocabulary_size
         self.num_layers = num_layers
         self.num_heads = num_heads
@@ -66,6 +75,7 @@ class GPT(GenerativeModel):
         self.normalize_first = normalize_first
         self.activation = activation
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.position_encoding = position_encoding
         # === Layers ===
         dtype = keras.dtype_policies.get(kwargs.get("dtype"))
 
@@ -75,9 +85,12 @@ class GPT(GenerativeModel):
         self.token_embedding = TokenEmbedding(
             vocabulary_size, hidden_dim, initializer=normal(), dtype=dtype, name="token_embedding"
         )
-        self.position_embedding = PositionEmbedding(
-            max_sequence_length, hidden_dim, initializer=normal(), dtype=dtype, name="position_embedding"
-        )
+        if position_encoding == "learned":
+            self.position_embedding = PositionEmbedding(
+                max_sequence_length, hidden_dim, initializer=normal(), dtype=dtype, name="position_embedding"
+            )
+        elif position_encoding == "sine":
+            self.position_embedding = SinePositionEncoding(hidden_dim, dtype=dtype, name="position_embedding")
         self.embedding_dropout = keras.layers.Dropout(dropout, dtype=dtype, name="embedding_dropout")
         self.blocks = [
             DecoderBlock(
@@ -88,6 +101,7 @@ class GPT(GenerativeModel):
                 normalize_first=normalize_first,
                 layer_norm_epsilon=layer_norm_epsilon,
                 kernel_initializer=normal(),
+                rotary=RotaryEmbedding(dtype=dtype) if position_encoding == "rotary" else None,
                 dtype=dtype,
                 name=f"block_{i}",
             )
@@ -120,7 +134,10 @@ class GPT(GenerativeModel):
         return copy
 
     def _embed(self, token_ids, positions):
-        return self.embedding_dropout(self.token_embedding(token_ids) + self.position_embedding(positions))
+        x = self.token_embedding(token_ids)
+        if self.position_encoding != "rotary":
+            x = x + self.position_embedding(positions)
+        return self.embedding_dropout(x)
 
     def _finish(self, x):
         return self.final_norm(x) if self.normalize_first else x

@@ -6,7 +6,13 @@ from keras import ops
 from keras_seq import backend, masks
 from keras_seq.blocks import DecoderBlock, EncoderBlock
 from keras_seq.embeddings import TokenEmbedding
-from keras_seq.positions import SinePositionEncoding, check_length
+from keras_seq.positions import (
+    PositionEmbedding,
+    RotaryEmbedding,
+    SinePositionEncoding,
+    check_encoding,
+    check_length,
+)
 from keras_seq.sequence_model import GenerativeModel, check_layers, mean_over_heads, token_inputs
 
 
@@ -38,9 +44,12 @@ class Transformer(GenerativeModel):
         scale_embedding: multiply the token vectors by sqrt(d).
         interleave_positions: sines in the even channels and cosines in the odd; else all sines before all cosines.
         logits_bias: add a learned bias to the logits.
+        position_encoding: "learned" (a table each for source and target), "sine" or "rotary" (Su et al. 2021, section
+            3.2).
 
     Raises:
-        ValueError: sizes that do not fit; `share_embeddings` with two vocabularies of different size.
+        ValueError: sizes that do not fit; an unknown position_encoding; `share_embeddings` with two vocabularies of
+            different size.
     """
 
     def __init__(
@@ -59,12 +68,14 @@ class Transformer(GenerativeModel):
         scale_embedding=True,
         interleave_positions=True,
         logits_bias=False,
+        position_encoding="sine",
         **kwargs,
     ):
         if share_embeddings and source_vocabulary_size != target_vocabulary_size:
             got = f"{source_vocabulary_size} and {target_vocabulary_size}"
             raise ValueError(f"Transformer with share_embeddings needs equal vocabulary sizes, got {got}.")
         check_layers("Transformer", num_layers)
+        check_encoding("Transformer", position_encoding)
         self.source_vocabulary_size = source_vocabulary_size
         self.target_vocabulary_size = target_vocabulary_size
         self.num_layers = num_layers
@@ -79,6 +90,7 @@ class Transformer(GenerativeModel):
         self.scale_embedding = scale_embedding
         self.interleave_positions = interleave_positions
         self.logits_bias = logits_bias
+        self.position_encoding = position_encoding
         # === Layers ===
         dtype = keras.dtype_policies.get(kwargs.get("dtype"))
 
@@ -91,11 +103,15 @@ class Transformer(GenerativeModel):
         self.source_embedding = (
             self.target_embedding if share_embeddings else embedding(source_vocabulary_size, "source_embedding")
         )
-        self.position_encoding = SinePositionEncoding(
-            hidden_dim, interleave=interleave_positions, dtype=dtype, name="position_encoding"
+        self.source_positions, self.target_positions = (
+            self._positions_of(one, dtype) for one in ("source_positions", "target_positions")
         )
         self.embedding_dropout = keras.layers.Dropout(dropout, dtype=dtype, name="embedding_dropout")
-        block = {"dropout": dropout, "activation": activation, "normalize_first": normalize_first, "dtype": dtype}
+        rotary = RotaryEmbedding(dtype=dtype) if position_encoding == "rotary" else None
+        block = {
+            "dropout": dropout, "activation": activation, "normalize_first": normalize_first, "rotary": rotary,
+            "dtype": dtype,
+        }  # fmt: skip
         sizes = (num_heads, intermediate_dim)
         self.encoder_blocks = [EncoderBlock(*sizes, name=f"encoder_{i}", **block) for i in range(num_layers)]
         self.decoder_blocks = [DecoderBlock(*sizes, name=f"decoder_{i}", **block) for i in range(num_layers)]
@@ -113,14 +129,24 @@ class Transformer(GenerativeModel):
         """The same graph up to the decoder's hidden states (b, t, d)."""
         return keras.Model(self.input, self._views[0], name=f"{self.name}_backbone")
 
-    def _embed(self, embedding, token_ids, positions):
-        return self.embedding_dropout(embedding(token_ids) + self.position_encoding(positions))
+    def _positions_of(self, name, dtype):
+        """What is added to the token vectors, or None."""
+        if self.position_encoding == "rotary":
+            return None
+        if self.position_encoding == "sine":
+            return SinePositionEncoding(self.hidden_dim, interleave=self.interleave_positions, dtype=dtype, name=name)
+        initializer = keras.initializers.RandomNormal(stddev=0.02)
+        return PositionEmbedding(self.max_sequence_length, self.hidden_dim, initializer, dtype=dtype, name=name)
+
+    def _embed(self, embedding, added, token_ids, positions):
+        x = embedding(token_ids)
+        return self.embedding_dropout(x if added is None else x + added(positions))
 
     def _finish(self, x, which):
         return self.final_norms[which](x) if self.normalize_first else x
 
     def _encode(self, token_ids, padding_mask):
-        x = self._embed(self.source_embedding, token_ids, masks.places(token_ids))
+        x = self._embed(self.source_embedding, self.source_positions, token_ids, masks.places(token_ids))
         allowed = masks.real(padding_mask)
         for block in self.encoder_blocks:
             x, _ = block(x, allowed=allowed)
@@ -132,7 +158,7 @@ class Transformer(GenerativeModel):
         positions = masks.places(token_ids)
         allowed = masks.not_later(positions) & masks.real(inputs["decoder_padding_mask"])
         memory_allowed = masks.real(inputs["encoder_padding_mask"])
-        x = self._embed(self.target_embedding, token_ids, positions)
+        x = self._embed(self.target_embedding, self.target_positions, token_ids, positions)
         for block in self.decoder_blocks:
             x, weights, _ = block(x, memory=encoded, allowed=allowed, memory_allowed=memory_allowed)
         return self._finish(x, 1), weights
@@ -159,7 +185,7 @@ class Transformer(GenerativeModel):
     def step(self, token_ids, state):
         """See GenerativeModel.step."""
         position, memory = state["position"], state["memory"]
-        x = self._embed(self.target_embedding, token_ids[:, None], position[:, None])
+        x = self._embed(self.target_embedding, self.target_positions, token_ids[:, None], position[:, None])
         allowed = masks.up_to(position, ops.shape(state["caches"][0][0])[2])
         memory_allowed = masks.real(memory["padding_mask"])
         caches = []

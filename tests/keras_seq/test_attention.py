@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from keras_seq.attention import AdditiveScore, DotScore, GeneralScore, MultiHeadAttention, attend, masked_softmax
+from keras_seq.positions import RotaryEmbedding
 
 DTYPES = ["float32", "bfloat16", "float16"]
 
@@ -212,3 +213,12 @@ def test_errors_name_the_heads_and_the_width():
         MultiHeadAttention(0)
     with pytest.raises(ValueError, match=r"needs a width that 3 heads divide, got width=7\."):
         MultiHeadAttention(3)(normal(2, 5, 7))
+
+
+def test_rotary_needs_no_memory_and_is_kept_in_the_config():
+    layer = MultiHeadAttention(3, rotary=RotaryEmbedding(100.0))
+    assert MultiHeadAttention.from_config(layer.get_config()).rotary.max_wavelength == 100.0
+    with pytest.raises(
+        ValueError, match=r"MultiHeadAttention with rotary needs no memory, got one of shape \(2, 7, 6\)"
+    ):
+        layer(np.zeros((2, 5, 6), "float32"), np.zeros((2, 7, 6), "float32"))

@@ -29,9 +29,9 @@ def test_it_equals_keras_hubs_gpt2_backbone(shared, make_inputs, copy_block, for
     np.testing.assert_allclose(np.asarray(forward(ours.backbone)(inputs))[mask], np.asarray(expected)[mask], atol=1e-4)
 
 
-@pytest.mark.parametrize("normalize_first", [True, False])
-def test_a_prompt_read_at_once_equals_one_fed_token_by_token(normalize_first, make_inputs, randomized):
-    model, inputs = randomized(GPT(11, **SIZES, normalize_first=normalize_first)), make_inputs("GPT")
+@pytest.mark.parametrize("changes", [{}, {"normalize_first": False}, {"position_encoding": "rotary", "num_heads": 1}])
+def test_a_prompt_read_at_once_equals_one_fed_token_by_token(changes, make_inputs, randomized):
+    model, inputs = randomized(GPT(11, **{**SIZES, **changes})), make_inputs("GPT")
     whole, real = np.asarray(model(inputs)), inputs["padding_mask"].sum(1)
     logits, state, weights = model.step(inputs["token_ids"][np.arange(3), real - 1], model.start(inputs, 17))
     np.testing.assert_allclose(logits, whole[np.arange(3), real - 1], atol=1e-4)

@@ -101,7 +101,39 @@ def test_a_row_without_a_real_token_gives_finite_outputs(name, dtype, build, mak
 
 @pytest.mark.parametrize("name", GENERATIVE)
 def test_step_by_step_equals_all_at_once(name, shared, make_inputs, compiled, forward):
-    model, inputs = shared(name), make_inputs(name)
+    assert_steps_equal_the_whole(shared(name), name, make_inputs(name), compiled, forward)
+
+
+@pytest.mark.parametrize(
+    "name, encoding", [("GPT", "sine"), ("GPT", "rotary"), ("Transformer", "learned"), ("Transformer", "rotary")]
+)
+def test_every_position_encoding_decodes_step_by_step_and_is_saved(
+    name, encoding, build, randomized, make_inputs, compiled, forward, tmp_path
+):
+    model = randomized(build(name, position_encoding=encoding, num_heads=1, num_layers=1))
+    inputs = make_inputs(name)
+    assert_steps_equal_the_whole(model, name, inputs, compiled, forward)
+    plain = build(name, num_heads=1, num_layers=1)
+    assert model.count_params() - plain.count_params() == {"GPT": -17 * 6, "Transformer": 0}[name] + (
+        2 * 17 * 6 if encoding == "learned" else 0
+    )
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert_same(outputs_of(model, inputs, forward), outputs_of(loaded, inputs, forward), atol=1e-6)
+    # Without positions the rows of a text could change places.
+    key = "token_ids" if name == "GPT" else "decoder_token_ids"
+    turned = {**inputs, key: inputs[key][:, [1, 0, 2, 3, 4, 5, 6]]}
+    difference = outputs_of(model, inputs, forward)["logits"] - outputs_of(model, turned, forward)["logits"]
+    assert np.abs(difference[0, 2:]).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["GPT", "Transformer"])
+def test_an_unknown_position_encoding_is_named(name, build):
+    with pytest.raises(ValueError, match=rf"{name} needs position_encoding in \(.*\), got position_encoding='none'"):
+        build(name, position_encoding="none")
+
+
+def assert_steps_equal_the_whole(model, name, inputs, compiled, forward):
     whole = outputs_of(model, inputs, forward)["logits"]
     attention = np.asarray(forward(model.attention_model)(inputs))
     step = compiled(model.step, model)
