@@ -182,6 +182,36 @@ def gradient():
     return of
 
 
+@pytest.fixture
+def weight_gradients():
+    """weight_gradients(model, inputs, loss): loss(outputs) in training and its gradient for each trainable weight."""
+
+    def of(model, inputs, loss):
+        inputs = {name: keras.ops.convert_to_tensor(one) for name, one in inputs.items()}
+        if keras.backend.backend() == "jax":
+            import jax
+
+            frozen = [weight.value for weight in model.non_trainable_variables]
+
+            def value(weights):
+                return loss(model.stateless_call(weights, frozen, inputs, training=True)[0])
+
+            result = jax.jit(jax.value_and_grad(value))([weight.value for weight in model.trainable_variables])
+        else:
+            import tensorflow as tf
+
+            def both():
+                with tf.GradientTape() as tape:
+                    value = loss(model(inputs, training=True))
+                weights = [weight.value for weight in model.trainable_variables]
+                return value, [tf.convert_to_tensor(one) for one in tape.gradient(value, weights)]
+
+            result = tf.function(both)()
+        return np.asarray(result[0]), [np.asarray(one, "float32") for one in result[1]]
+
+    return of
+
+
 def _copy_attention(ours, theirs):
     width, heads = ours.query_dense.kernel.shape[1], ours.num_heads
     split = (heads, width // heads)
