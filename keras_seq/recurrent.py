@@ -239,7 +239,9 @@ class RecurrentDecoder(keras.layers.Layer):
 
     With a score, c_t is recomputed at each step from the decoder's state against every encoder output (Bahdanau et al.
     2015, section 3.1); without one, it is the encoder's last output at every step (Cho et al. 2014, section 2.1); with
-    `feed_context=False` nothing but the first state tells of the source (Sutskever et al. 2014, section 2).
+    `feed_context=False` nothing but the first state tells of the source (Sutskever et al. 2014, section 2). With
+    `input_feeding` the decoder asks after the step, of s_t, and its output tanh(W [c_t; s_t]) is given to the next step
+    beside the token (Luong et al. 2015, section 3.3).
 
     Shapes:
         embedded (b, t, e) and what RecurrentEncoder was given and gave: outputs (b, s, d'), padding mask (b, s), states
@@ -254,20 +256,36 @@ class RecurrentDecoder(keras.layers.Layer):
         score: DotScore, GeneralScore, AdditiveScore, or None.
         feed_context: give c_t to the cell.
         dropout: share of each layer's input dropped in training, the same units at every step.
+        input_feeding: give the last step's output to the cell, in the place of c_t.
 
     Raises:
-        ValueError: an unknown cell, hidden_dim < 1 or num_layers < 1.
+        ValueError: an unknown cell, hidden_dim < 1 or num_layers < 1; input_feeding without a score or with
+            feed_context.
     """
 
-    def __init__(self, hidden_dim, num_layers=1, cell="lstm", score=None, feed_context=True, dropout=0.0, **kwargs):
+    def __init__(
+        self,
+        hidden_dim,
+        num_layers=1,
+        cell="lstm",
+        score=None,
+        feed_context=True,
+        dropout=0.0,
+        input_feeding=False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         _check("RecurrentDecoder", hidden_dim, num_layers, cell)
+        if input_feeding and (score is None or feed_context):
+            got = f"score={score!r}, feed_context={feed_context!r}"
+            raise ValueError(f"RecurrentDecoder with input_feeding needs a score and feed_context=False, got {got}.")
         self.hidden_dim = hidden_dim
         self.num_layers = num_layers
         self.cell = cell
         self.score = keras.saving.deserialize_keras_object(score) if isinstance(score, dict) else score
         self.feed_context = feed_context
         self.dropout = dropout
+        self.input_feeding = input_feeding
         self.cells = [CELLS[cell](hidden_dim, dtype=self.dtype_policy, name=f"cell_{i}") for i in range(num_layers)]
         self.bridges = []
         self.input_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
@@ -282,6 +300,15 @@ class RecurrentDecoder(keras.layers.Layer):
         if self.feed_context:
             self.context_kernel = self.add_weight(
                 shape=(memory_width, self.cells[0].gates), initializer="glorot_uniform", name="context_kernel"
+            )
+        if self.input_feeding:
+            self.output_kernel = self.add_weight(
+                shape=(memory_width + self.hidden_dim, self.hidden_dim),
+                initializer="glorot_uniform",
+                name="output_kernel",
+            )
+            self.feeding_kernel = self.add_weight(
+                shape=(self.hidden_dim, self.cells[0].gates), initializer="glorot_uniform", name="feeding_kernel"
             )
         if self.score is not None:
             self.score.build((None, None, self.hidden_dim), (None, None, memory_width))
@@ -317,6 +344,8 @@ class RecurrentDecoder(keras.layers.Layer):
         if self.bridges:
             bridges = iter(self.bridges)
             states = tuple(tuple(next(bridges)(part) for part in state) for state in states)
+        if self.input_feeding:
+            states = (*states, (ops.zeros_like(states[-1][0]),))
         return memory, states
 
     def look(self, state_bd, memory):
@@ -333,15 +362,25 @@ class RecurrentDecoder(keras.layers.Layer):
         return self.cells[0].project(embedded)
 
     def step(self, projected_bg, states, memory, kept=None):
-        """One step: states and (output (b, u), context (b, d'), weights (b, s))."""
-        context_bd, weights_bs = self.look(states[-1][0], memory)
+        """One step: states and (output (b, u), context (b, d'), weights (b, s)). With input feeding the output is a last
+        state more."""
+        if self.input_feeding:
+            projected_bg = projected_bg + ops.matmul(states[-1][0], _as(self, self.feeding_kernel))
+        else:
+            context_bd, weights_bs = self.look(states[-1][0], memory)
         if self.feed_context:
             projected_bg = projected_bg + ops.matmul(context_bd, _as(self, self.context_kernel))
         new_states = [self.cells[0].step(projected_bg, states[0])]
         for i in range(1, self.num_layers):
             below_bu = new_states[-1][0] if kept is None else new_states[-1][0] * kept[i - 1]
             new_states.append(self.cells[i].step(self.cells[i].project(below_bu), states[i]))
-        return tuple(new_states), (new_states[-1][0], context_bd, weights_bs)
+        output_bu = new_states[-1][0]
+        if self.input_feeding:
+            context_bd, weights_bs = self.look(output_bu, memory)
+            both = ops.concatenate([context_bd, output_bu], axis=-1)
+            output_bu = ops.tanh(ops.matmul(both, _as(self, self.output_kernel)))
+            new_states.append((output_bu,))
+        return tuple(new_states), (output_bu, context_bd, weights_bs)
 
     def call(self, embedded, encoder_outputs, encoder_padding, encoder_states, training=None):
         memory, states = self.remember(encoder_outputs, encoder_padding, encoder_states)
@@ -363,4 +402,5 @@ class RecurrentDecoder(keras.layers.Layer):
             "score": None if self.score is None else keras.saving.serialize_keras_object(self.score),
             "feed_context": self.feed_context,
             "dropout": self.dropout,
+            "input_feeding": self.input_feeding,
         }

@@ -14,7 +14,7 @@ CONTEXTS = ("initial_state", "every_step")
 class _RecurrentTranslator(GenerativeModel):
     """Encoder, decoder and readout of both models, and their doors; abstract."""
 
-    def _assemble(self, score, feed_context, **kwargs):
+    def _assemble(self, score, feed_context, input_feeding=False, **kwargs):
         # === Layers ===
         dtype = keras.dtype_policies.get(kwargs.get("dtype"))
         embedding_dim = self.embedding_dim or self.hidden_dim
@@ -28,9 +28,8 @@ class _RecurrentTranslator(GenerativeModel):
         self.target_embedding = embedding(self.target_vocabulary_size, "target_embedding")
         stack = {"num_layers": self.num_layers, "cell": self.cell, "dropout": self.dropout, "dtype": dtype}
         self.encoder = RecurrentEncoder(self.hidden_dim, bidirectional=self.bidirectional, name="encoder", **stack)
-        self.decoder = RecurrentDecoder(
-            self.hidden_dim, score=score, feed_context=feed_context, name="decoder", **stack
-        )
+        feeding = {"feed_context": feed_context, "input_feeding": input_feeding}
+        self.decoder = RecurrentDecoder(self.hidden_dim, score=score, name="decoder", **feeding, **stack)
         self.feed_context = feed_context
         if feed_context:
             self.readout = keras.layers.Dense(self.hidden_dim, "tanh", dtype=dtype, name="readout")
@@ -47,7 +46,8 @@ class _RecurrentTranslator(GenerativeModel):
         GenerativeModel.__init__(self, inputs, logits, hidden, ops.cast(attention, "float32"), **kwargs)
 
     def _read(self, decoded, contexts, embedded):
-        """What the logits are computed from: the state alone, or state, context and token (Bahdanau 2015, A.2.2)."""
+        """What the logits are computed from: the decoder's output alone, or state, context and token (Bahdanau et al.
+        2015, appendix A.2.2)."""
         if self.feed_context:
             decoded = self.readout(ops.concatenate([decoded, contexts, embedded], axis=-1))
         return self.readout_dropout(decoded)
@@ -128,7 +128,9 @@ class Seq2Seq(_RecurrentTranslator):
 class AttentionSeq2Seq(_RecurrentTranslator):
     """Two recurrent networks; before each step the decoder asks every encoder output.
 
-    Bahdanau et al. 2015, section 3, with any of the scores of Luong et al. 2015, section 3.1.
+    Bahdanau et al. 2015, section 3, with any of the scores of Luong et al. 2015, section 3.1; with `input_feeding` the
+    decoder of Luong et al. 2015, section 3.3: it asks after each step, and what it makes of state and context gives the
+    logits and enters the next step.
 
     Shapes:
         encoder_token_ids, encoder_padding_mask (b, s), decoder_token_ids, decoder_padding_mask (b, t)
@@ -146,6 +148,7 @@ class AttentionSeq2Seq(_RecurrentTranslator):
         score: DotScore(), GeneralScore() or AdditiveScore(width); None: AdditiveScore(hidden_dim).
         bidirectional: let the encoder read from both ends.
         dropout: share dropped from the inputs of each layer and of the logits.
+        input_feeding: ask after the step and feed the answer to the next, instead of asking before the step.
 
     Raises:
         ValueError: an unknown cell, a size < 1, or DotScore between unequal widths.
@@ -162,6 +165,7 @@ class AttentionSeq2Seq(_RecurrentTranslator):
         score=None,
         bidirectional=True,
         dropout=0.0,
+        input_feeding=False,
         **kwargs,
     ):
         self.source_vocabulary_size = source_vocabulary_size
@@ -176,4 +180,5 @@ class AttentionSeq2Seq(_RecurrentTranslator):
         self.score = AdditiveScore(hidden_dim) if score is None else type(score).from_config(score.get_config())
         self.bidirectional = bidirectional
         self.dropout = dropout
-        self._assemble(score=self.score, feed_context=True, **kwargs)
+        self.input_feeding = input_feeding
+        self._assemble(score=self.score, feed_context=not input_feeding, input_feeding=input_feeding, **kwargs)

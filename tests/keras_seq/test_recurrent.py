@@ -180,6 +180,36 @@ def test_attention_asks_with_the_state_before_the_step(cell, randomized):
         close(outputs[:, t], output)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_input_feeding_asks_after_the_step_and_feeds_the_answer_to_the_next(cell, randomized):
+    encoded = encoder(randomized, cell=cell)(SOURCE, MASK)
+    layer = decoder(randomized, encoded, cell=cell, score=DotScore(), feed_context=False, input_feeding=True)
+    kernel, recurrent, bias = layer.cells[0].get_weights()
+    theirs = KERAS_CELLS[cell](11)
+    theirs.build((3, 2 + 11))
+    theirs.set_weights([np.concatenate([kernel, layer.feeding_kernel]), recurrent, bias])
+    outputs, contexts, weights = (np.asarray(one) for one in layer(TARGET, encoded[0], MASK, encoded[1]))
+    memory, states, fed = np.asarray(encoded[0]), list(encoded[1][0]), np.zeros((3, 11), "float32")
+    for t in range(7):
+        state, states = theirs(np.concatenate([TARGET[:, t], fed], -1), states)
+        scores = np.einsum("bd,bsd->bs", state, memory)
+        mix = np.where(MASK, np.exp(scores - scores.max(1, keepdims=True)), 0)
+        mix /= mix.sum(1, keepdims=True)
+        context = np.einsum("bs,bsd->bd", mix, memory)
+        fed = np.tanh(np.concatenate([context, state], -1) @ np.asarray(layer.output_kernel))
+        close(weights[:, t], mix)
+        close(contexts[:, t], context)
+        close(outputs[:, t], fed)
+
+
+def test_input_feeding_step_by_step_equals_the_scan(randomized):
+    encoded = encoder(randomized, num_layers=2, bidirectional=True)(SOURCE, MASK)
+    options = {"score": AdditiveScore(7), "feed_context": False, "input_feeding": True}
+    layer = decoder(randomized, encoded, num_layers=2, **options)
+    for all_at_once, steps in zip(layer(TARGET, encoded[0], MASK, encoded[1]), one_by_one(layer, encoded)):
+        close(all_at_once, steps)
+
+
 def test_dropout_between_the_layers_acts_in_training_only(randomized):
     encoded = encoder(randomized, num_layers=2)(SOURCE, MASK)
     layer = decoder(randomized, encoded, num_layers=2, score=DotScore(), dropout=0.5)
@@ -204,6 +234,8 @@ def test_errors_name_the_rule_and_the_value(layer):
         layer(0)
     with pytest.raises(ValueError, match=r"got hidden_dim=3, num_layers=0\."):
         layer(3, num_layers=0)
+    with pytest.raises(ValueError, match=r"input_feeding needs a score and feed_context=False, got score=None, feed_c"):
+        RecurrentDecoder(3, input_feeding=True)
 
 
 @pytest.mark.parametrize("cell", [LSTMCell, GRUCell])

@@ -137,6 +137,21 @@ def test_every_position_encoding_decodes_step_by_step_and_is_saved(
     assert np.abs(difference[0, 2:]).max() > 1e-4
 
 
+def test_input_feeding_decodes_step_by_step_and_is_saved(build, randomized, make_inputs, compiled, forward, tmp_path):
+    model, inputs = randomized(build("AttentionSeq2Seq", input_feeding=True)), make_inputs("AttentionSeq2Seq")
+    assert_steps_equal_the_whole(model, "AttentionSeq2Seq", inputs, compiled, forward)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.input_feeding
+    assert_same(outputs_of(model, inputs, forward), outputs_of(loaded, inputs, forward), atol=1e-6)
+    prompt = {key: one for key, one in inputs.items() if not key.startswith("decoder_")}
+    written = model.generate(prompt, 5, -1, 1)["token_ids"]
+    fed = np.concatenate([np.ones((3, 1), "int32"), written], axis=1)
+    decoder = {"decoder_token_ids": fed[:, :-1], "decoder_padding_mask": np.ones((3, 5), bool)}
+    logits = outputs_of(model, {**prompt, **decoder}, forward)["logits"]
+    np.testing.assert_array_equal(np.argmax(logits, -1), written)
+
+
 @pytest.mark.parametrize("name", ["GPT", "Transformer"])
 def test_an_unknown_position_encoding_is_named(name, build):
     with pytest.raises(ValueError, match=rf"{name} needs position_encoding in \(.*\), got position_encoding='none'"):
