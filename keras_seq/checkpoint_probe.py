@@ -25,8 +25,9 @@ def probe_inputs(model):
     inputs = {}
     for name, tensor in model.input.items():
         length = 2 if name == "mask_positions" else 5 if name.startswith("decoder_") else 7
-        shape = (3, *(2,) * (len(tensor.shape) - 2), min(length, sizes.max_sequence_length))
-        if name.endswith("padding_mask"):
+        texts = (2,) * (len(tensor.shape) - 2)  # of a row, where it has several
+        shape = (3, *texts, min(length, sizes.max_sequence_length))
+        if name.endswith("_mask"):
             inputs[name] = np.ones(shape, "int32")
             inputs[name][1:, ..., shape[-1] - shape[-1] // 3 :] = 0
         else:

@@ -8,7 +8,14 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from keras_seq.models.bert import BERT, BERTClassifier, BERTForPreTraining
+from keras_seq.models.bert import (
+    BERT,
+    BERTClassifier,
+    BERTForPreTraining,
+    BERTMultipleChoice,
+    BERTSpanClassifier,
+    BERTTokenClassifier,
+)
 from keras_seq.models.gpt import GPT
 from keras_seq.models.transformer import Transformer
 
@@ -283,6 +290,11 @@ def _labels(config):
     return len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)
 
 
+def _head_dropout(arguments, config):
+    share = config.get("classifier_dropout")
+    return arguments["dropout"] if share is None else share
+
+
 def _label_names(model):
     names = [f"LABEL_{i}" for i in range(model.num_classes)]
     return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
@@ -299,6 +311,8 @@ class Architecture(NamedTuple):
         optional: beginnings of the names that its files need not have; without them those weights are 0.
         extra: keys of a written config that come from the head.
         bare: written without the family's prefix.
+        unused: beginnings of the names of weights that our model has below it but does not use: neither written nor
+            asked for.
     """
 
     model_type: str
@@ -308,6 +322,7 @@ class Architecture(NamedTuple):
     optional: tuple = ()
     extra: Callable = lambda model: {}
     bare: bool = False
+    unused: tuple = ()
 
 
 # By model class the first is the one written; in a file without `architectures` the one that explains most tensors.
@@ -336,11 +351,33 @@ ARCHITECTURES = {
     "BertForSequenceClassification": Architecture(
         "bert",
         BERTClassifier,
-        lambda arguments, config: BERTClassifier(
-            BERT(**arguments), _labels(config), config.get("classifier_dropout") or arguments["dropout"]
+        lambda arguments, config: BERTClassifier(BERT(**arguments), _labels(config), _head_dropout(arguments, config)),
+        (("classifier", "classification_head.dense", LINEAR),),
+        extra=lambda model: {**_label_names(model), "classifier_dropout": model.dropout},
+    ),
+    "BertForTokenClassification": Architecture(
+        "bert",
+        BERTTokenClassifier,
+        lambda arguments, config: BERTTokenClassifier(
+            BERT(**arguments), _labels(config), _head_dropout(arguments, config)
         ),
         (("classifier", "classification_head.dense", LINEAR),),
         extra=lambda model: {**_label_names(model), "classifier_dropout": model.dropout},
+        unused=("pooler.",),
+    ),
+    "BertForQuestionAnswering": Architecture(
+        "bert",
+        BERTSpanClassifier,
+        lambda arguments, config: BERTSpanClassifier(BERT(**arguments)),
+        (("qa_outputs", "span_head.dense", LINEAR),),
+        unused=("pooler.",),
+    ),
+    "BertForMultipleChoice": Architecture(
+        "bert",
+        BERTMultipleChoice,
+        lambda arguments, config: BERTMultipleChoice(BERT(**arguments), _head_dropout(arguments, config)),
+        (("classifier", "choice_head.dense", LINEAR),),
+        extra=lambda model: {"classifier_dropout": model.dropout},
     ),
     "GPT2LMHeadModel": Architecture("gpt2", GPT, lambda arguments, config: GPT(**arguments)),
     "GPT2Model": Architecture("gpt2", GPT, lambda arguments, config: GPT(**arguments)),

@@ -30,11 +30,15 @@ def load_checkpoint(path):
     Hugging Face's form: `config.json` and `model.safetensors`, or its shards with `model.safetensors.index.json`;
     float32, float16 or bfloat16. Google's form: `bert_config.json` and `bert_model.ckpt.*`.
 
-    BertModel becomes a BERT; BertForPreTraining, BertForMaskedLM and BertForNextSentencePrediction become a
-    BERTForPreTraining, in which what the last two do not have (pooler or a head) is 0; BertForSequenceClassification a
-    BERTClassifier; GPT2LMHeadModel, GPT2Model, OpenAIGPTLMHeadModel and OpenAIGPTModel a GPT; MarianMTModel a
-    Transformer, whose decoder starts with the config's `decoder_start_token_id`, its padding token. Of several dropouts
-    in a config the first is taken.
+    What transformers calls it, and what it is here:
+        BertModel: BERT.
+        BertForPreTraining, BertForMaskedLM, BertForNextSentencePrediction: BERTForPreTraining, in which what the last
+            two do not have, the pooler or a head, is 0.
+        BertForSequenceClassification: BERTClassifier. BertForTokenClassification: BERTTokenClassifier.
+        BertForQuestionAnswering: BERTSpanClassifier. BertForMultipleChoice: BERTMultipleChoice.
+        GPT2LMHeadModel, GPT2Model, OpenAIGPTLMHeadModel, OpenAIGPTModel: GPT.
+        MarianMTModel: Transformer, whose decoder starts with the config's `decoder_start_token_id`.
+    Of several dropouts in a config the first is taken.
 
     The probe: once loaded, the model answers fixed inputs. If the folder has `keras_seq_probe.json`, written by
     `save_checkpoint` or from another program's answers, the largest difference from it is printed and noted in it,
@@ -64,9 +68,9 @@ def load_checkpoint(path):
 def save_checkpoint(model, path, **config):
     """Writes a model as a Hugging Face folder, which transformers' `from_pretrained` loads, with a probe beside it.
 
-    BERT, BERTForPreTraining and BERTClassifier become their namesakes; GPT becomes a GPT2LMHeadModel or, with
-    `normalize_first=False`, an OpenAIGPTLMHeadModel; Transformer a MarianMTModel. Every file is written beside its
-    place and then renamed, so an interrupted write leaves the old ones as they were.
+    The names are those of `load_checkpoint`: BERTForPreTraining becomes a BertForPreTraining; GPT a GPT2LMHeadModel or,
+    with `normalize_first=False`, an OpenAIGPTLMHeadModel. Every file is written beside its place and then renamed, so
+    an interrupted write leaves the old ones as they were.
 
     Args:
         model: one of those.
@@ -113,7 +117,8 @@ def _fill(model, architecture, tensors):
     _settle_ties(family, found, rows)
     ignored = re.compile("|".join(family.ignored))
     surplus = [name for short, (name, _) in found.items() if short not in rows and not ignored.fullmatch(short)]
-    missing = [short for short in rows if short not in found and not any(map(short.startswith, architecture.optional))]
+    may_lack = (*architecture.optional, *architecture.unused)
+    missing = [short for short in rows if short not in found and not any(map(short.startswith, may_lack))]
     if missing:
         raise ValueError(f"load_checkpoint needs tensor {_list(missing)}, which the checkpoint does not have.")
     if surplus:
@@ -159,7 +164,9 @@ def _tensors(model, architecture):
     prefix = "" if architecture.bare else FAMILIES[architecture.model_type].prefix
     tensors = {}
     for row in rows_of(architecture, model):
-        value = np.concatenate([ops.convert_to_numpy(one).astype("float32") for one in row.ours], axis=-1)
+        if any(map(row.theirs.startswith, architecture.unused)):
+            continue
+        value = np.concatenate([np.asarray(ops.convert_to_tensor(one), "float32") for one in row.ours], axis=-1)
         value = value.T if row.form == TRANSPOSED else value[None] if row.form == ONE_ROW else value
         tensors[row.theirs if row.head else prefix + row.theirs] = np.ascontiguousarray(value)
     return tensors

@@ -1,13 +1,17 @@
-"""keras_seq.recurrent against Keras' own recurrent layers with the same weights."""
+"""keras_seq.recurrent against Keras' own recurrent layers, and torch's, with the same weights."""
+
+import pathlib
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
+from parity import ours
 
 from keras_seq.attention import AdditiveScore, DotScore, GeneralScore
 from keras_seq.recurrent import CELLS, GRUCell, LSTMCell, RecurrentDecoder, RecurrentEncoder
 
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "checkpoints"
 RANDOM = np.random.default_rng(0)
 SOURCE = RANDOM.normal(size=(3, 5, 2)).astype("float32")
 MASK = np.arange(5) < np.array([[5], [2], [3]])
@@ -54,6 +58,13 @@ def test_the_encoder_equals_keras_layer_with_the_same_weights_and_mask(cell, ran
     close(outputs, their_outputs)
     for one, other in zip(states, their_states):
         close(one, other)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_encoder_equals_torchs_two_layers_on_packed_rows(cell, directions):
+    """The numbers are torch's own, written by tests/parity/write_fixtures.py."""
+    ours.check_recurrent(cell, directions == 2, dict(np.load(FIXTURES / f"torch_{cell}_{directions}.npz")))
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -22,8 +22,12 @@ def _bert(sizes):
         type_vocab_size=sizes["segments"],
         hidden_act=sizes["activation"],
         layer_norm_eps=1e-7,
-        num_labels=5,
+        num_labels=sizes["labels"],
     )
+
+
+def _spans(sizes):
+    return _bert({**sizes, "labels": 2})
 
 
 def _gpt2(sizes):
@@ -90,6 +94,9 @@ KINDS = {
     "bert_masked_lm": (_bert, transformers.BertForMaskedLM),
     "bert_next_sentence": (_bert, transformers.BertForNextSentencePrediction),
     "bert_classifier": (_bert, transformers.BertForSequenceClassification),
+    "bert_tokens": (_bert, transformers.BertForTokenClassification),
+    "bert_spans": (_spans, transformers.BertForQuestionAnswering),
+    "bert_choice": (_bert, transformers.BertForMultipleChoice),
     "gpt2": (_gpt2, transformers.GPT2LMHeadModel),
     "gpt2_body": (_gpt2, transformers.GPT2Model),
     "gpt1": (_gpt1, transformers.OpenAIGPTLMHeadModel),
@@ -98,6 +105,7 @@ KINDS = {
 }
 SIZES = {
     "vocabulary": 31, "width": 12, "heads": 3, "intermediate": 17, "positions": 23, "segments": 2, "activation": "gelu",
+    "labels": 5,
 }  # fmt: skip
 
 
@@ -124,7 +132,7 @@ def make_inputs(model, seed, batch=3, length=7, padded=True):
     random, config = np.random.default_rng(seed), model.config
 
     def text(vocabulary, length):
-        mask = np.arange(length) < random.integers(2, length + 1, size=(batch, 1))
+        mask = np.arange(length) < random.integers(min(2, length), length + 1, size=(batch, 1))
         mask[0] = True
         mask |= not padded
         return np.where(mask, random.integers(1, vocabulary, size=(batch, length)), 0).astype("int32"), mask
@@ -139,6 +147,10 @@ def make_inputs(model, seed, batch=3, length=7, padded=True):
         inputs["segment_ids"] = random.integers(0, config.type_vocab_size, size=ids.shape).astype("int32")
         if type(model).__name__ in ("BertForPreTraining", "BertForMaskedLM", "BertForNextSentencePrediction"):
             inputs["mask_positions"] = np.array([[0, 1]] * batch, "int32")
+        if type(model).__name__ == "BertForQuestionAnswering":
+            inputs["answer_mask"] = np.ones_like(mask)
+        if type(model).__name__ == "BertForMultipleChoice":
+            inputs = {name: np.stack([one, one[::-1]], axis=1) for name, one in inputs.items()}
     return inputs
 
 
@@ -174,7 +186,9 @@ def answers(model, inputs):
         found = {"next_sentence": out.logits}
     elif name == "GPT2Model":
         found = {"hidden": out.last_hidden_state}
-    elif name == "BertForSequenceClassification":
+    elif name == "BertForQuestionAnswering":
+        found = {"start_logits": out.start_logits, "end_logits": out.end_logits}
+    elif name.startswith("BertFor"):
         found = {"output": out.logits}
     else:
         hidden = model(**arguments, output_hidden_states=True).hidden_states[-1]

@@ -1,0 +1,86 @@
+"""Our models against transformers' own, live: fresh random weights and sizes at every run.
+
+KERAS_SEQ_PARITY_SEED repeats a run; the seed is printed with every failure.
+"""
+
+import os
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from parity import ours, theirs
+
+import keras_seq
+
+SEED = int(os.environ.get("KERAS_SEQ_PARITY_SEED") or np.random.default_rng().integers(10**6))
+ACTIVATIONS = {"bert": ("gelu", "gelu_new", "relu", "silu"), "gpt2": ("gelu", "relu", "silu"), "gpt1": ("gelu", "relu")}
+WRITTEN = [kind for kind in theirs.KINDS if kind != "gpt2_body"]
+
+
+def sizes(kind):
+    """Odd sizes that fit each other, the same for a kind throughout a run."""
+    random = np.random.default_rng([SEED, *map(ord, kind)])
+    heads = int(random.choice([1, 3, 5]))
+    return {
+        "vocabulary": int(random.choice([23, 37, 53])),
+        "heads": heads,
+        # Even, for the sines.
+        "width": 2 * heads * int(random.integers(2, 6)),
+        "intermediate": int(random.choice([7, 19, 29])),
+        "positions": int(random.choice([29, 31])),
+        "segments": int(random.choice([2, 3])),
+        "activation": str(random.choice(ACTIVATIONS.get(kind.split("_")[0], ("gelu",)))),
+    }
+
+
+@pytest.fixture(scope="module", params=theirs.KINDS)
+def pair(request, tmp_path_factory):
+    """(kind, transformers' model, ours with its weights)"""
+    print("KERAS_SEQ_PARITY_SEED", SEED, sizes(request.param))
+    model = theirs.make(request.param, SEED, **sizes(request.param))
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    return request.param, model, keras_seq.load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("length", [3, 11])
+def test_hidden_states_and_logits_are_equal(pair, length):
+    _, model, mine = pair
+    inputs = theirs.make_inputs(model, SEED + length, batch=4, length=length)
+    ours.check_answers(mine, inputs, theirs.answers(model, inputs))
+
+
+@pytest.mark.parametrize(("beams", "length_penalty"), [(1, 1.0), (2, 1.0), (5, 0.3), (4, 2.0)])
+def test_greedy_and_beam_tokens_are_equal(pair, beams, length_penalty):
+    kind, model, mine = pair
+    if kind not in theirs.WRITERS:
+        pytest.skip("writes nothing")
+    # transformers' GPT-1 knows no positions of a padded prompt.
+    inputs = theirs.make_inputs(model, SEED, batch=5, padded=kind != "gpt1")
+    start = model.config.decoder_start_token_id if kind.startswith("marian") else None
+    end = theirs.an_end(model, inputs)
+    expected = theirs.generated(model, inputs, end, beams, length_penalty, new_tokens=13)
+    np.testing.assert_array_equal(ours.generated(mine, inputs, end, start, 13, beams, length_penalty), expected)
+
+
+def test_a_saved_folder_loads_into_transformers_with_equal_outputs(pair, tmp_path):
+    kind, model, mine = pair
+    if kind not in WRITTEN:
+        pytest.skip("GPT2Model is written as GPT2LMHeadModel")
+    keras_seq.save_checkpoint(mine, tmp_path, pad_token_id=model.config.pad_token_id)
+    again, told = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    unexpected = {name.split(".")[0] for name in told["unexpected_keys"]}
+    assert not told["missing_keys"] and not told["mismatched_keys"]
+    # BERTForPreTraining is written with both heads and the pooler, also if it came without.
+    assert not unexpected or kind in ("bert_masked_lm", "bert_next_sentence")
+    inputs = theirs.make_inputs(model, SEED + 1)
+    for name, expected in theirs.answers(model, inputs).items():
+        np.testing.assert_allclose(theirs.answers(again.eval(), inputs)[name], expected, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_recurrent_encoder_equals_torchs(cell, bidirectional):
+    ours.check_recurrent(cell, bidirectional, theirs.recurrent(cell, bidirectional, SEED, inputs=3, units=5, batch=4))
