@@ -5,6 +5,7 @@ import inspect
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -130,15 +131,17 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
-def test_the_library_works_where_tensorflow_is_not_installed():
-    code = BLOCKED + (
+def test_the_library_works_where_tensorflow_is_not_installed(tmp_path):
+    folder = shutil.copytree(ROOT / "tests" / "fixtures" / "checkpoints" / "gpt2", tmp_path / "gpt2")
+    code = BLOCKED.replace('"keras_nlp"', '"keras_nlp", "torch", "transformers"') + (
         "import numpy as np, keras_seq\n"
         "model = keras_seq.GPT(11, 1, 1, 2, 3)\n"
         "inputs = {'token_ids': np.ones((2, 3), 'int32'), 'padding_mask': np.ones((2, 3), bool)}\n"
         "print(model.generate(inputs, 5, -1)['token_ids'].shape)\n"
+        f"print(type(keras_seq.load_checkpoint({str(folder)!r})).__name__)\n"
     )
     done = run_python(code, KERAS_BACKEND="jax")
-    assert done.stdout.strip() == "(2, 5)", done.stderr
+    assert done.stdout.startswith("(2, 5)\n") and done.stdout.endswith("\nGPT\n"), done.stderr
 
 
 def test_the_client_works_without_tensorflow_and_the_library():

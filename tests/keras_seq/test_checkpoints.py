@@ -118,6 +118,14 @@ def test_a_saved_folder_loads_with_equal_outputs(tmp_path, capsys):
     assert json.loads((tmp_path / "saved" / "keras_seq_probe.json").read_text())["differences"][backend] < 1e-6
 
 
+def test_a_loaded_model_is_saved_and_loaded_as_any_keras_model(tmp_path):
+    model, inputs = loaded("marian"), expected("marian", "inputs")
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert (again.interleave_positions, again.logits_bias, again.share_embeddings) == (False, True, True)
+    np.testing.assert_allclose(again(inputs), model(inputs), atol=1e-6)
+
+
 def test_the_probe_is_compared_with_and_kept(copy, capsys):
     folder = copy("bert")
     load_checkpoint(folder)

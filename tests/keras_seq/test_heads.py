@@ -42,6 +42,14 @@ def test_masked_lm_logits_equal_the_formula_at_the_chosen_positions(randomized):
     np.testing.assert_allclose(head(HIDDEN, POSITIONS), expected, atol=1e-4)
 
 
+def test_the_masked_lm_heads_activation_is_its_argument(randomized):
+    head = masked_head(randomized, activation="relu")
+    kernel, bias = head.dense.get_weights()
+    x = head.norm(np.maximum(np.take_along_axis(HIDDEN, POSITIONS[..., None], 1) @ kernel + bias, 0))
+    expected = head.token_embedding(x, reverse=True) + head.bias
+    np.testing.assert_allclose(head(HIDDEN, POSITIONS), expected, atol=1e-5)
+
+
 def test_masked_lm_head_uses_the_tables_width():
     with pytest.raises(ValueError, match=r"MaskedLMHead needs width 7, got 5\."):
         MaskedLMHead(TokenEmbedding(11, 7))(HIDDEN, POSITIONS)

@@ -23,6 +23,11 @@ def test_sines_and_cosines_equal_keras_hub():
     np.testing.assert_allclose(SinePositionEncoding(10, max_wavelength=1000)(PLACES), theirs, atol=1e-5)
 
 
+def test_without_interleaving_all_sines_come_before_all_cosines():
+    encoded, apart = np.asarray(SinePositionEncoding(10)(PLACES)), SinePositionEncoding(10, interleave=False)(PLACES)
+    np.testing.assert_array_equal(apart, np.concatenate([encoded[..., 0::2], encoded[..., 1::2]], axis=-1))
+
+
 def test_learned_positions_are_rows_of_their_table():
     layer = PositionEmbedding(11, 5)
     vectors = layer(np.array([[2, 10, 0]], "int32"))
@@ -37,7 +42,7 @@ def test_one_step_equals_its_place_in_the_whole_sequence(layer):
 
 
 @pytest.mark.parametrize(
-    "layer", [SinePositionEncoding(10, 100.0), PositionEmbedding(11, 10), RotaryEmbedding(7.0, 2.0)]
+    "layer", [SinePositionEncoding(10, 100.0, False), PositionEmbedding(11, 10), RotaryEmbedding(7.0, 2.0)]
 )
 def test_config_round_trip(layer):
     assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()

@@ -3,7 +3,9 @@
 KERAS_SEQ_PARITY_SEED repeats a run; the seed is printed with every failure.
 """
 
+import functools
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import keras_seq
 
 SEED = int(os.environ.get("KERAS_SEQ_PARITY_SEED") or np.random.default_rng().integers(10**6))
 ACTIVATIONS = {"bert": ("gelu", "gelu_new", "relu", "silu"), "gpt2": ("gelu", "relu", "silu"), "gpt1": ("gelu", "relu")}
+# GPT2Model is written as GPT2LMHeadModel, which is among the others.
 WRITTEN = [kind for kind in theirs.KINDS if kind != "gpt2_body"]
 
 
@@ -35,28 +38,32 @@ def sizes(kind):
     }
 
 
-@pytest.fixture(scope="module", params=theirs.KINDS)
-def pair(request, tmp_path_factory):
-    """(kind, transformers' model, ours with its weights)"""
-    print("KERAS_SEQ_PARITY_SEED", SEED, sizes(request.param))
-    model = theirs.make(request.param, SEED, **sizes(request.param))
-    folder = tmp_path_factory.mktemp(request.param)
-    model.save_pretrained(folder)
-    return request.param, model, keras_seq.load_checkpoint(folder)
+@functools.cache
+def pair(kind):
+    """transformers' model, and ours with its weights."""
+    model = theirs.make(kind, SEED, **sizes(kind))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return model, keras_seq.load_checkpoint(folder)
+
+
+@pytest.fixture(autouse=True)
+def told():
+    print("KERAS_SEQ_PARITY_SEED", SEED)
 
 
 @pytest.mark.parametrize("length", [3, 11])
-def test_hidden_states_and_logits_are_equal(pair, length):
-    _, model, mine = pair
+@pytest.mark.parametrize("kind", theirs.KINDS)
+def test_hidden_states_and_logits_are_equal(kind, length):
+    model, mine = pair(kind)
     inputs = theirs.make_inputs(model, SEED + length, batch=4, length=length)
     ours.check_answers(mine, inputs, theirs.answers(model, inputs))
 
 
 @pytest.mark.parametrize(("beams", "length_penalty"), [(1, 1.0), (2, 1.0), (5, 0.3), (4, 2.0)])
-def test_greedy_and_beam_tokens_are_equal(pair, beams, length_penalty):
-    kind, model, mine = pair
-    if kind not in theirs.WRITERS:
-        pytest.skip("writes nothing")
+@pytest.mark.parametrize("kind", theirs.WRITERS)
+def test_greedy_and_beam_tokens_are_equal(kind, beams, length_penalty):
+    model, mine = pair(kind)
     # transformers' GPT-1 knows no positions of a padded prompt.
     inputs = theirs.make_inputs(model, SEED, batch=5, padded=kind != "gpt1")
     start = model.config.decoder_start_token_id if kind.startswith("marian") else None
@@ -65,10 +72,9 @@ def test_greedy_and_beam_tokens_are_equal(pair, beams, length_penalty):
     np.testing.assert_array_equal(ours.generated(mine, inputs, end, start, 13, beams, length_penalty), expected)
 
 
-def test_a_saved_folder_loads_into_transformers_with_equal_outputs(pair, tmp_path):
-    kind, model, mine = pair
-    if kind not in WRITTEN:
-        pytest.skip("GPT2Model is written as GPT2LMHeadModel")
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_saved_folder_loads_into_transformers_with_equal_outputs(kind, tmp_path):
+    model, mine = pair(kind)
     keras_seq.save_checkpoint(mine, tmp_path, pad_token_id=model.config.pad_token_id)
     again, told = type(model).from_pretrained(tmp_path, output_loading_info=True)
     unexpected = {name.split(".")[0] for name in told["unexpected_keys"]}
