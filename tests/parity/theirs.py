@@ -178,12 +178,16 @@ def answers(model, inputs):
         arguments["token_type_ids"] = _torch(inputs["segment_ids"])
     out = model(**arguments)
     name = type(model).__name__
+
+    def masked(logits):
+        return torch.take_along_dim(logits, _torch(inputs["mask_positions"])[:, :, None], dim=1)
+
     if name == "BertModel":
         found = {"sequence_output": out.last_hidden_state, "pooled_output": out.pooler_output}
     elif name == "BertForPreTraining":
-        found = {"masked_lm": out.prediction_logits[:, :2], "next_sentence": out.seq_relationship_logits}
+        found = {"masked_lm": masked(out.prediction_logits), "next_sentence": out.seq_relationship_logits}
     elif name == "BertForMaskedLM":
-        found = {"masked_lm": out.logits[:, :2]}
+        found = {"masked_lm": masked(out.logits)}
     elif name == "BertForNextSentencePrediction":
         found = {"next_sentence": out.logits}
     elif name == "GPT2Model":
