@@ -166,6 +166,9 @@ def _tensors(model, architecture):
     for row in rows_of(architecture, model):
         if any(map(row.theirs.startswith, architecture.unused)):
             continue
+        for one in row.ours:
+            if "int" in str(one.dtype):
+                raise ValueError(f"save_checkpoint needs float weights, got {one.dtype} for tensor {row.theirs!r}.")
         value = np.concatenate([np.asarray(ops.convert_to_tensor(one), "float32") for one in row.ours], axis=-1)
         value = value.T if row.form == TRANSPOSED else value[None] if row.form == ONE_ROW else value
         tensors[row.theirs if row.head else prefix + row.theirs] = np.ascontiguousarray(value)

@@ -9,6 +9,7 @@ import tempfile
 import keras
 import numpy as np
 import pytest
+from keras import ops
 from parity import ours
 from safetensors.numpy import load_file, save_file
 
@@ -350,6 +351,17 @@ def test_a_config_without_architectures_leaves_it_to_the_tensors(tensors, name):
     assert architecture_name({"model_type": "bert"}, tensors, "here") == name
 
 
+def test_a_model_with_lora_is_written_with_it_added_to_its_kernels(tmp_path):
+    model = keras_seq.GPT(5, num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=3)
+    dense = model.blocks[0].feed_forward.intermediate_dense
+    before = np.array(ops.convert_to_tensor(dense.kernel))
+    dense.enable_lora(1)
+    dense.lora_kernel_b.assign(np.ones((1, 3), "float32"))
+    save_checkpoint(model, tmp_path)
+    written = load_file(tmp_path / "model.safetensors")["transformer.h.0.mlp.c_fc.weight"]
+    np.testing.assert_allclose(written - before, np.repeat(np.asarray(dense.lora_kernel_a), 3, 1), atol=1e-6)
+
+
 def test_an_interrupted_write_leaves_the_old_files(tmp_path, monkeypatch):
     save_checkpoint(loaded("gpt2"), tmp_path, eos_token_id=3)
     before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
@@ -376,6 +388,12 @@ def test_a_model_without_such_a_form_is_refused_by_its_arguments(tmp_path):
         save_checkpoint(keras_seq.Transformer(5, 7, **sizes), tmp_path)
     with pytest.raises(ValueError, match=r"to write BertModel: activation in \('gelu', .*\(got 'mish'\)"):
         save_checkpoint(keras_seq.BERT(5, **sizes, activation="mish"), tmp_path)
+    with pytest.raises(ValueError, match=r"to write GPT2LMHeadModel: position_encoding='learned' \(got 'rotary'\)"):
+        save_checkpoint(keras_seq.GPT(5, **sizes, position_encoding="rotary"), tmp_path)
+    quantized = keras_seq.GPT(5, **sizes)
+    quantized.blocks[0].feed_forward.intermediate_dense.quantize("int8")
+    with pytest.raises(ValueError, match=r"needs float weights, got int8 for tensor 'h\.0\.mlp\.c_fc\.weight'"):
+        save_checkpoint(quantized, tmp_path)
     with pytest.raises(ValueError, match=r"normalize_first=True \(got False\); .* intermediate_dim=8 \(got 3\)"):
         save_checkpoint(keras_seq.GPT(5, **sizes, normalize_first=False), tmp_path)
     assert not list(tmp_path.iterdir())
