@@ -362,8 +362,8 @@ class RecurrentDecoder(keras.layers.Layer):
         return self.cells[0].project(embedded)
 
     def step(self, projected_bg, states, memory, kept=None):
-        """One step: states and (output (b, u), context (b, d'), weights (b, s)). With input feeding the output is a last
-        state more."""
+        """One step: states and (output (b, u), context (b, d'), weights (b, s)); input feeding adds a state, the
+        output."""
         if self.input_feeding:
             projected_bg = projected_bg + ops.matmul(states[-1][0], _as(self, self.feeding_kernel))
         else:
