@@ -8,7 +8,8 @@ import numpy as np
 
 from keras_seq import characters
 from keras_seq.characters import BOUNDARY, ENDS, SPACE
-from keras_seq.tokenizer import Tokenizer, read_lines, static_table
+from keras_seq.tokenizer import read_lines
+from keras_seq.words import WordByWordTokenizer, static_table
 
 MAX_PAIRED_CHARACTERS = 512  # a power of two; a longer byte-pair word is cut, which bounds the rounds of merging
 NO_RANK = np.int64(1) << 40
@@ -22,7 +23,7 @@ def byte_alphabet():
     return [chr(byte if byte in visible else 0x100 + hidden.index(byte)) for byte in range(256)]
 
 
-class BytePairTokenizer(Tokenizer):
+class BytePairTokenizer(WordByWordTokenizer):
     """GPT-2's: words by its pattern, then their bytes joined pair by pair, a pair that is earlier in `merges` first.
 
     Sennrich et al. 2016, 3.2; Radford et al. 2019, 2.2. Every string comes back from `detokenize` as it was, with
@@ -73,7 +74,7 @@ class BytePairTokenizer(Tokenizer):
         # By neighbours, the words of 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
         import tensorflow as tf
 
-        kind = characters.classes("bpe").lookup(codes)
+        kind = characters.class_table("bpe").lookup(codes)
         after = characters.shift(kind, -1, ENDS)
         # The look-ahead leaves the last white space before a word to that word, which takes it if it is a blank.
         last_space = (kind == SPACE) & (after != SPACE) & (after != ENDS)

@@ -103,22 +103,35 @@ def _pair_class(char):
 
 
 @functools.cache
-def character_map(kind, lowercase, strip_accents=False):
-    if kind == "wordpiece":
-        return CharacterMap(lambda char: _bert_form(char, lowercase, strip_accents))
-    return CharacterMap(lower) if lowercase else None
+def bert_forms(lowercase, strip_accents):
+    """What BERT's clean-up makes of characters: the different forms, str, and of every code point the number of its."""
+    numbers = {}
+    form_of = _for_each_character(
+        lambda char: numbers.setdefault(_bert_form(char, lowercase, strip_accents), len(numbers))
+    )
+    return list(numbers), form_of
+
+
+@functools.cache
+def lowercase_map():
+    return CharacterMap(lower)
 
 
 @functools.cache
 def classes(kind):
     function, boundary, special = {
-        "wordpiece": (_bert_class, SPACE, ALONE),
+        "bert": (_bert_class, SPACE, ALONE),
         "bpe": (_pair_class, ENDS, ENDS),
         "word": (lambda char: SPACE if char.isspace() else LETTER, SPACE, ALONE),
     }[kind]
     values = _for_each_character(function)
     values[SPECIAL:], values[BOUNDARY] = special, boundary
-    return CodePointTable(values)
+    return values
+
+
+@functools.cache
+def class_table(kind):
+    return CodePointTable(classes(kind))
 
 
 # --- in the graph: flat lines of characters
@@ -132,6 +145,49 @@ def shift(values, by, fill):
     if by > 0:
         return tf.pad(values, [[by, 0]], constant_values=fill)[:size]
     return tf.pad(values, [[0, -by]], constant_values=fill)[-by : size - by]
+
+
+def mark(places, shape, value):
+    """`value`, a scalar or one a place, at these places of a vector of this shape (1,), zero elsewhere."""
+    import tensorflow as tf
+
+    # Thirty times as fast as tf.scatter_nd. Of a place named twice the last value counts.
+    zero = tf.zeros([], tf.convert_to_tensor(value).dtype)
+    return tf.raw_ops.SparseToDense(
+        sparse_indices=places,
+        output_shape=tf.cast(shape, places.dtype),
+        sparse_values=value,
+        default_value=zero,
+        validate_indices=False,
+    )
+
+
+def row_of(splits, size):
+    """Of each of `size` elements in rows with these splits its row."""
+    import tensorflow as tf
+
+    none = tf.zeros([0], splits.dtype)
+    inner = tf.raw_ops.DenseBincount(input=splits[1:-1], size=tf.cast(size, splits.dtype) + 1, weights=none)
+    return tf.cumsum(inner)[:-1]
+
+
+def splits_of(rows, num_rows):
+    """The splits of rows (num_rows + 1,) from the row of each element."""
+    import tensorflow as tf
+
+    none = tf.zeros([0], rows.dtype)
+    counts = tf.raw_ops.DenseBincount(input=rows, size=tf.cast(num_rows, rows.dtype), weights=none)
+    return tf.cumsum(tf.pad(counts, [[1, 0]]))
+
+
+def gather_rows(splits, values, rows):
+    """Of a ragged array, by its splits and flat values, the rows in this order: values and splits."""
+    import tensorflow as tf
+
+    gathered = tf.raw_ops.RaggedGather(
+        params_nested_splits=[splits], params_dense_values=values, indices=rows, OUTPUT_RAGGED_RANK=1
+    )
+    return gathered.output_dense_values, gathered.output_nested_splits[0]
 
 
 def expand(lengths):
@@ -155,44 +211,25 @@ def decode(strings):
     import tensorflow as tf
 
     joined = tf.strings.reduce_join(tf.strings.join([strings, tf.constant(b"\0")]))
-    values = tf.cast(tf.io.decode_raw(joined, tf.uint8), tf.int32)
+    codes, starts = decode_line(joined)
     row_starts = tf.concat([[0], tf.cumsum(tf.strings.length(strings) + 1)], 0)
-    last = row_starts[1:, None] - 1
-    codes = tf.tensor_scatter_nd_update(values, last, tf.fill([tf.size(strings)], BOUNDARY))
-
-    def one_byte_each():
-        return codes, tf.range(tf.size(codes)), tf.range(1, tf.size(codes) + 1)
-
-    return *tf.cond(tf.reduce_any(values > 127), lambda: _decode_bytes(codes, values), one_byte_each), row_starts
+    # A NUL may also be a character: the boundaries are those where a string ends.
+    last = mark(row_starts[1:] - 1, tf.strings.length(joined)[None], True)
+    return tf.where(tf.gather(last, starts), BOUNDARY, codes), starts, next_starts(starts, joined), row_starts
 
 
-@functools.cache
-def _lead_bytes():
-    """For each byte: how long its sequence is (0: cannot lead), and the lowest and highest second byte (RFC 3629)."""
-    length, low, high = np.zeros(256, "int32"), np.full(256, 0x80, "int32"), np.full(256, 0xBF, "int32")
-    length[:0x80], length[0xC2:0xE0], length[0xE0:0xF0], length[0xF0:0xF5] = 1, 2, 3, 4
-    low[0xE0], low[0xF0], high[0xED], high[0xF4] = 0xA0, 0x90, 0x9F, 0x8F
-    return length, low, high
-
-
-def _decode_bytes(codes, values):
+def decode_line(string):
+    """One string () -> codes and first bytes of its characters, int32 (n,)."""
     import tensorflow as tf
 
-    length, low, high = (tf.gather(table, values) for table in _lead_bytes())
-    # The boundary after each string is no continuation byte, so a sequence never runs into the next string.
-    second, third, fourth = (shift(values, -by, 0) for by in (1, 2, 3))
-    two = (length >= 2) & (second >= low) & (second <= high)
-    three = two & (length >= 3) & (tf.bitwise.bitwise_and(third, 0xC0) == 0x80)
-    four = three & (length >= 4) & (tf.bitwise.bitwise_and(fourth, 0xC0) == 0x80)
-    valid = 1 + tf.cast(two, tf.int32) + tf.cast(three, tf.int32) + tf.cast(four, tf.int32)
-    part = [tf.bitwise.bitwise_and(byte, 0x3F) for byte in (second, third, fourth)]
-    codes = tf.where(length == 2, (values - 0xC0) * 64 + part[0], codes)
-    codes = tf.where(length == 3, ((values - 0xE0) * 64 + part[0]) * 64 + part[1], codes)
-    codes = tf.where(length == 4, (((values - 0xF0) * 64 + part[0]) * 64 + part[1]) * 64 + part[2], codes)
-    codes = tf.where(valid == length, codes, 0xFFFD)
-    inside = shift(two, 1, False) | shift(three, 2, False) | shift(four, 3, False)
-    first = tf.cast(tf.where(~inside)[:, 0], tf.int32)
-    return tf.gather(codes, first), first, first + tf.gather(valid, first)
+    decoded = tf.raw_ops.UnicodeDecodeWithOffsets(input=string[None], input_encoding="UTF-8", errors="replace")
+    return decoded.char_values, tf.cast(decoded.char_to_byte_starts, tf.int32)
+
+
+def next_starts(starts, string):
+    import tensorflow as tf
+
+    return tf.concat([starts, [tf.strings.length(string)]], 0)[1:]
 
 
 def encode(codes, splits):

@@ -6,13 +6,13 @@ import pathlib
 from keras_seq import characters, vocabularies
 from keras_seq.byte_pairs import BytePairTokenizer
 from keras_seq.characters import BOUNDARY, SPACE
-from keras_seq.tokenizer import Tokenizer
 from keras_seq.wordpiece import WordPieceTokenizer
+from keras_seq.words import WordByWordTokenizer
 
 KINDS = ("wordpiece", "bpe", "char", "word")
 
 
-class CharacterTokenizer(Tokenizer):
+class CharacterTokenizer(WordByWordTokenizer):
     """One token a character (code point), `<unk>` for one that is not in the vocabulary.
 
     Args:
@@ -44,7 +44,7 @@ class WordTokenizer(CharacterTokenizer):
     kind = "word"
 
     def _cut(self, codes):
-        kept = characters.classes("word").lookup(codes) != SPACE
+        kept = characters.class_table("word").lookup(codes) != SPACE
         return kept, kept & ~characters.shift(kept, 1, False)
 
     def _joined(self, token):

@@ -1,8 +1,6 @@
 """What all tokenizers share: strings to ids and back in a TensorFlow graph of core operations and immutable tables.
 
-A batch of strings becomes one flat line of characters, is cut into words by comparing neighbours, and each *distinct*
-word is looked up or else split into pieces. No step loops over strings: a thousand short lines cost what one long line
-does. Every character keeps the bytes it came from.
+No step loops over strings: a thousand short lines cost what one long line does.
 """
 
 import abc
@@ -17,7 +15,6 @@ from collections import Counter
 import numpy as np
 
 from keras_seq import characters
-from keras_seq.characters import SPECIAL
 
 SPECIAL_TOKENS = {
     "pad": ("[PAD]", "<pad>"),
@@ -67,26 +64,8 @@ class Tokenizer(abc.ABC):
     # What a kind decides.
 
     @abc.abstractmethod
-    def _cut(self, codes):
-        """codes (n,) -> which are part of a word, and which of them begin one: two bool (n,)."""
-
-    def _pieces(self, words):
-        """Words (u,) that are no token -> ids, first and last character, each flat by word, and counts (u,)."""
-        import tensorflow as tf
-
-        if self.unknown_token_id is None:
-            nothing = tf.zeros([0], tf.int32)
-            return nothing, nothing, nothing, tf.zeros_like(words, tf.int32)
-        ones = tf.ones_like(words, tf.int32)
-        last = tf.strings.length(words, unit="UTF8_CHAR") - 1
-        return ones * self.unknown_token_id, tf.zeros_like(ones), last, ones
-
-    def _whole_words(self):
-        """Words that are one token -> id."""
-        return {token: i for i, token in enumerate(self.vocabulary) if i not in self._special_ids}
-
-    def _further_tables(self):
-        return {}
+    def _encode(self, strings):
+        """strings (b,) -> ids, starts, ends, each (n,) int32, and the splits (b + 1,) int64 of their rows."""
 
     def _bytes(self, token):
         return token.encode("utf-8")
@@ -102,13 +81,7 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def _tables(self):
-        import tensorflow as tf
-
-        with tf.init_scope():
-            tables = self._further_tables()
-            self.__dict__["_tables"] = tables  # _whole_words of byte pairs runs the merges, which look here
-            tables["words"] = static_table(self._whole_words())
-        return tables
+        return {}
 
     @property
     def resources(self):
@@ -133,55 +106,32 @@ class Tokenizer(abc.ABC):
 
     # Strings to ids.
 
-    def _characters(self, strings):
-        *line, row_starts = characters.decode(strings)
-        if self.special_tokens_in_strings and self._special_ids:
-            line = characters.mark_specials([self.vocabulary[i] for i in self._special_ids], *line)
-        new = characters.character_map(self.kind, self._options.get("lowercase"), self._options.get("strip_accents"))
-        return *(line if new is None else characters.rewrite(new, *line)), row_starts
-
-    def _encode(self, strings):
-        """strings (b,) -> ids, starts, ends, each (n,) int32, and the splits (b + 1,) int64 of their rows."""
-        import tensorflow as tf
-
-        codes, starts, ends, row_starts = self._characters(strings)
-        kept, begins = self._cut(codes)
-        at = tf.where(kept)[:, 0]
-        codes = tf.gather(codes, at)
-        first = tf.cast(tf.where(tf.gather(begins, at))[:, 0], tf.int32)
-        words = characters.encode(codes, tf.concat([first, tf.size(codes)[None]], 0))
-        special = tf.gather(codes, first) - SPECIAL
-        row_words = tf.searchsorted(tf.gather(starts, tf.gather(at, first)), row_starts)
-
-        unique, which = tf.unique(words)
-        whole = tf.cast(self._tables["words"].lookup(unique), tf.int32)
-        missing = tf.where(whole < 0)
-        ids, begin, end, counts = self._pieces(tf.gather_nd(unique, missing))
-        # In one line: whole words at their own place, then the pieces of the other words, then the special tokens.
-        specials = tf.constant(self._special_ids, tf.int32)
-        num_whole, num_pieces = tf.size(whole), tf.size(ids)
-        ids = tf.concat([whole, ids, specials], 0)
-        begin = tf.concat([tf.zeros_like(whole), begin, tf.zeros_like(specials)], 0)
-        whole_end = tf.strings.length(unique, unit="UTF8_CHAR") - 1
-        end = tf.concat([whole_end, end, tf.zeros_like(specials)], 0)
-        place = num_whole + tf.cumsum(counts, exclusive=True)
-        place = tf.gather(tf.tensor_scatter_nd_update(tf.range(num_whole), missing, place), which)
-        count = tf.gather(tf.tensor_scatter_nd_update(tf.ones_like(whole), missing, counts), which)
-        place = tf.where(special >= 0, num_whole + num_pieces + special, place)
-        count = tf.where(special >= 0, 1, count)
-
-        word, offset = characters.expand(count)
-        piece = tf.gather(place, word) + offset
-        splits = tf.gather(tf.concat([[0], tf.cumsum(count)], 0), row_words)
-        row, _ = characters.expand(splits[1:] - splits[:-1])
-        row_start, word_first = tf.gather(row_starts, row), tf.gather(first, word)
-        start = tf.gather(starts, tf.gather(at, word_first + tf.gather(begin, piece))) - row_start
-        stop = tf.gather(ends, tf.gather(at, word_first + tf.gather(end, piece))) - row_start
-        return tf.gather(ids, piece), start, stop, tf.cast(splits, tf.int64)
-
     def _encode_ids(self, strings):
         ids, _, _, splits = self._encode(strings)
         return ids, splits
+
+    def _encode_by_chunks(self, strings, encode, with_offsets):
+        """What `_encode` or `_encode_ids` returns, for tokenizers whose tokens never have a blank inside.
+
+        Strings are cut at blanks into chunks and each different chunk is encoded once: encode(chunks (u,)) -> splits
+        and values of a ragged (u, tokens), ids or rows of id, start, end.
+        """
+        import tensorflow as tf
+
+        split = tf.raw_ops.StringSplitV2(input=strings, sep=" ", maxsplit=-1)
+        chunks, which = tf.unique(split.values)
+        row = tf.reshape(tf.slice(split.indices, [0, 0], [-1, 1]), [-1])
+        row_splits = characters.splits_of(row, tf.size(strings))
+        splits, values = encode(chunks)
+        values, chunk_splits = characters.gather_rows(splits, values, which)
+        splits = tf.cast(tf.gather(chunk_splits, row_splits), tf.int64)
+        if not with_offsets:
+            return values, splits
+        ids, starts, ends = tf.unstack(values, axis=1)
+        begins = tf.cumsum(tf.pad(tf.strings.length(split.values) + 1, [[1, 0]]))
+        begins = begins[:-1] - tf.gather(tf.gather(begins, row_splits), row)
+        begin = tf.gather(begins, characters.row_of(chunk_splits, tf.size(ids)))
+        return ids, starts + begin, ends + begin, splits
 
     def _tokenize(self, strings, name):
         import tensorflow as tf
@@ -332,12 +282,3 @@ class Tokenizer(abc.ABC):
             folder.rename(old)  # a folder that is not empty cannot be renamed over
         beside.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def static_table(entries, default=-1):
-    import tensorflow as tf
-
-    text = not entries or isinstance(next(iter(entries)), (str, bytes))
-    keys = tf.constant(list(entries), tf.string if text else tf.int64)
-    values = tf.constant(list(entries.values()), tf.int64)
-    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), default)

@@ -17,13 +17,14 @@ import keras_seq
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("keras_seq", "training", "serving")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-# Strings are TensorFlow's alone: text.py and the four files it is made of.
-TEXT = {f"keras_seq/{name}.py" for name in ("text", "tokenizer", "characters", "wordpiece", "byte_pairs")}
+# Strings are TensorFlow's alone: text.py and the files it is made of.
+TEXT = {f"keras_seq/{name}.py" for name in ("text", "tokenizer", "words", "characters", "wordpiece", "byte_pairs")}
 USES_TENSORFLOW = {*TEXT, "keras_seq/checkpoints.py", "keras_seq/backend.py"}
 # What is tested under another name, and why.
 JOINED = {
     "keras_seq/tokenizer.py": "the base class: test_text.py asks it through every tokenizer",
     "keras_seq/characters.py": "test_text.py compares them with other programs' through the tokenizers",
+    "keras_seq/words.py": "the way by words: test_text.py asks it through every tokenizer but WordPiece",
     "keras_seq/wordpiece.py": "test_text.py",
     "keras_seq/byte_pairs.py": "test_text.py",
     "keras_seq/vocabularies.py": "train_tokenizer: test_text.py",
