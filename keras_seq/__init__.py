@@ -37,6 +37,7 @@ from keras_seq.task_inputs import (
 from keras_seq.text import (
     BytePairTokenizer,
     CharacterTokenizer,
+    OpenAIGPTTokenizer,
     WordPieceTokenizer,
     WordTokenizer,
     load_tokenizer,
@@ -73,6 +74,7 @@ __all__ = [
     "LSTMCell",
     "MaskedLMHead",
     "MultiHeadAttention",
+    "OpenAIGPTTokenizer",
     "PositionEmbedding",
     "RandomSampler",
     "RecurrentDecoder",

@@ -113,6 +113,11 @@ def bert_forms(lowercase, strip_accents):
 
 
 @functools.cache
+def bert_map(lowercase, strip_accents):
+    return CharacterMap(lambda char: _bert_form(char, lowercase, strip_accents))
+
+
+@functools.cache
 def lowercase_map():
     return CharacterMap(lower)
 

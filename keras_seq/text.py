@@ -4,7 +4,7 @@ import json
 import pathlib
 
 from keras_seq import characters, vocabularies
-from keras_seq.byte_pairs import BytePairTokenizer
+from keras_seq.byte_pairs import BytePairTokenizer, OpenAIGPTTokenizer
 from keras_seq.characters import BOUNDARY, SPACE
 from keras_seq.wordpiece import WordPieceTokenizer
 from keras_seq.words import WordByWordTokenizer
@@ -60,12 +60,14 @@ def load_tokenizer(folder):
     folder = pathlib.Path(folder)
     options = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     kind, fingerprint = options.pop("kind"), options.pop("fingerprint")
-    if kind not in KINDS:
-        raise ValueError(f"load_tokenizer needs kind in {KINDS}, got kind={kind!r} in {folder}.")
+    kinds = [*KINDS, OpenAIGPTTokenizer.kind]
+    if kind not in kinds:
+        raise ValueError(f"load_tokenizer needs kind in {kinds}, got kind={kind!r} in {folder}.")
     if kind == "wordpiece":
         tokenizer = WordPieceTokenizer(folder / "vocab.txt", **options)
-    elif kind == "bpe":
-        tokenizer = BytePairTokenizer(folder / "vocab.json", folder / "merges.txt", **options)
+    elif kind in ("bpe", "openai-gpt"):
+        make = BytePairTokenizer if kind == "bpe" else OpenAIGPTTokenizer
+        tokenizer = make(folder / "vocab.json", folder / "merges.txt", **options)
     else:
         make = CharacterTokenizer if kind == "char" else WordTokenizer
         tokenizer = make(folder / "vocab.json", lowercase=options["lowercase"])

@@ -43,6 +43,7 @@ class Tokenizer(abc.ABC):
     """
 
     kind: str
+    _edge = "first"
 
     def __init__(self, vocabulary, special_tokens_in_strings=False, **options):
         self.vocabulary = list(vocabulary)
@@ -74,7 +75,7 @@ class Tokenizer(abc.ABC):
         return token
 
     def _joined(self, token):
-        """How the token is shown at the start of a string, and after another token."""
+        """How the token is shown at the edge of a string, its start or end as _edge has it, and elsewhere."""
         return self._bytes(token), self._bytes(token)
 
     # Tables and functions, made once, outside any graph.
@@ -177,8 +178,8 @@ class Tokenizer(abc.ABC):
         kept = (ids >= 0) & (ids < self.vocabulary_size)
         ids = tf.where(kept, ids, 0)
         kept &= tf.gather(np.array([i not in dropped for i in range(self.vocabulary_size)]), ids)
-        first = kept & (tf.cumsum(tf.cast(kept, tf.int32), axis=-1) == 1)
-        texts = tf.where(first, *(tf.gather(tf.constant(list(forms)), ids) for forms in zip(*shown)))
+        edge = kept & (tf.cumsum(tf.cast(kept, tf.int32), axis=-1, reverse=self._edge == "last") == 1)
+        texts = tf.where(edge, *(tf.gather(tf.constant(list(forms)), ids) for forms in zip(*shown)))
         return characters.replace_invalid(tf.strings.reduce_join(tf.where(kept, texts, ""), axis=-1))
 
     def _int32(self, ids):

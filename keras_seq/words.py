@@ -51,9 +51,13 @@ class WordByWordTokenizer(Tokenizer):
         *line, row_starts = characters.decode(strings)
         if self.special_tokens_in_strings and self._special_ids:
             line = characters.mark_specials([self.vocabulary[i] for i in self._special_ids], *line)
+        return *self._rewritten(line), row_starts
+
+    def _rewritten(self, line):
+        """codes, starts, ends (n,) of the characters as they are looked up."""
         if self._options.get("lowercase"):
-            line = characters.rewrite(characters.lowercase_map(), *line)
-        return *line, row_starts
+            return characters.rewrite(characters.lowercase_map(), *line)
+        return line
 
     def _encode(self, strings):
         """strings (b,) -> ids, starts, ends, each (n,) int32, and the splits (b + 1,) int64 of their rows."""
