@@ -10,12 +10,15 @@ import pathlib
 import re
 import struct
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_seq import checkpoint_probe
 from keras_seq.checkpoint_configs import architecture_name, arguments_of, config_of, written_as
 from keras_seq.checkpoint_tables import ARCHITECTURES, FAMILIES, ONE_ROW, TRANSPOSED, rows_of, shape_of
+from keras_seq.embeddings import TokenEmbedding
+from keras_seq.models.transformer import Transformer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 GOOGLE_CONFIG, GOOGLE_WEIGHTS = "bert_config.json", "bert_model.ckpt"
@@ -69,7 +72,8 @@ def save_checkpoint(model, path, **config):
     """Writes a model as a Hugging Face folder, which transformers' `from_pretrained` loads, with a probe beside it.
 
     The names are those of `load_checkpoint`: BERTForPreTraining becomes a BertForPreTraining; GPT a GPT2LMHeadModel or,
-    with `normalize_first=False`, an OpenAIGPTLMHeadModel. Every file is written beside its place and then renamed, so
+    with `normalize_first=False`, an OpenAIGPTLMHeadModel; Transformer, whose channels may have to be put into another
+    order for it, a MarianMTModel. Every file is written beside its place and then renamed, so
     an interrupted write leaves the old ones as they were.
 
     Args:
@@ -81,10 +85,11 @@ def save_checkpoint(model, path, **config):
     Raises:
         ValueError: a model that has no such form, by the arguments that stand in the way.
     """
-    name, architecture = written_as(model)
+    written = _with_sines_first(model)
+    name, architecture = written_as(written)
     files = {
-        WEIGHTS: _safetensors_bytes(_tensors(model, architecture)),
-        CONFIG: _json_bytes({**config_of(model, name, architecture), **config}),
+        WEIGHTS: _safetensors_bytes(_tensors(written, architecture)),
+        CONFIG: _json_bytes({**config_of(written, name, architecture), **config}),
         PROBE: _json_bytes(checkpoint_probe.of_model(model)),
     }
     folder = pathlib.Path(path)
@@ -173,6 +178,30 @@ def _tensors(model, architecture):
         value = value.T if row.form == TRANSPOSED else value[None] if row.form == ONE_ROW else value
         tensors[row.theirs if row.head else prefix + row.theirs] = np.ascontiguousarray(value)
     return tensors
+
+
+def _with_sines_first(model):
+    """A Transformer in Marian's form: channels in the order of its positions, and a bias for the logits, 0 if there was
+    none. No output changes, for the order of the channels is nothing but the names they go by."""
+    if type(model) is not Transformer or model.position_encoding != "sine":
+        return model
+    if model.logits_bias and not model.interleave_positions:
+        return model
+    copy = Transformer.from_config({**model.get_config(), "interleave_positions": False, "logits_bias": True})
+    order = np.arange(model.hidden_dim)
+    order = np.concatenate([order[0::2], order[1::2]]) if model.interleave_positions else order
+    into_heads = ("query", "key", "value", "intermediate")  # out of the model's channels; "output" leads back to them
+    for new, old in zip(copy._flatten_layers(), model._flatten_layers()):
+        if isinstance(old, keras.layers.Dense):
+            kernel, bias = (np.asarray(ops.convert_to_tensor(one)) for one in (old.kernel, old.bias))
+            new.set_weights([kernel[order], bias] if old.name in into_heads else [kernel[:, order], bias[order]])
+        elif isinstance(old, keras.layers.LayerNormalization):
+            new.set_weights([one[order] for one in old.get_weights()])
+        elif isinstance(old, TokenEmbedding):
+            new.embeddings.assign(ops.take(old.embeddings, order, axis=1))
+            if old.logits_bias:
+                new.bias.assign(old.bias)
+    return copy
 
 
 def _list(names):

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import keras_seq
 from keras_seq import load_checkpoint, save_checkpoint
 from keras_seq.checkpoint_configs import architecture_name
+from keras_seq.checkpoint_tables import ARCHITECTURES
 
 FOLDER = pathlib.Path(__file__).parents[1] / "fixtures" / "checkpoints"
 KINDS = {
@@ -351,6 +352,26 @@ def test_a_config_without_architectures_leaves_it_to_the_tensors(tensors, name):
     assert architecture_name({"model_type": "bert"}, tensors, "here") == name
 
 
+def test_a_transformer_is_written_with_its_channels_in_marians_order(tmp_path, shared, make_inputs):
+    model, inputs = shared("Transformer"), make_inputs("Transformer")
+    save_checkpoint(model, tmp_path)
+    again = load_checkpoint(tmp_path)
+    assert (again.interleave_positions, again.logits_bias, again.share_embeddings) == (False, True, False)
+    np.testing.assert_allclose(again(inputs), model(inputs), atol=1e-4)
+
+
+def test_gpt1_without_its_head_is_the_same_model(copy):
+    folder = change(copy("gpt1"), architectures=["OpenAIGPTModel"])
+    bare = lambda tensors: {name.removeprefix("transformer."): one for name, one in tensors.items()}  # noqa: E731
+    for one, other in zip(load_checkpoint(retensor(folder, bare)).weights, loaded("gpt1").weights):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_every_architecture_of_the_tables_is_read_here():
+    read = {json.loads((FOLDER / kind / "config.json").read_text())["architectures"][0] for kind in KINDS}
+    assert read | {"OpenAIGPTModel"} == set(ARCHITECTURES)
+
+
 def test_a_model_with_lora_is_written_with_it_added_to_its_kernels(tmp_path):
     model = keras_seq.GPT(5, num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=3)
     dense = model.blocks[0].feed_forward.intermediate_dense
@@ -383,9 +404,8 @@ def test_a_model_without_such_a_form_is_refused_by_its_arguments(tmp_path):
     sizes = {"num_layers": 1, "num_heads": 1, "hidden_dim": 2, "intermediate_dim": 3}
     with pytest.raises(ValueError, match=r"needs a model in \['BERT', .*, got Functional"):
         save_checkpoint(loaded("gpt2").backbone, tmp_path)
-    message = r"MarianMTModel: interleave_positions=False \(got True\), logits_bias=True \(got False\)\."
-    with pytest.raises(ValueError, match=message):
-        save_checkpoint(keras_seq.Transformer(5, 7, **sizes), tmp_path)
+    with pytest.raises(ValueError, match=r"needs, to write MarianMTModel: normalize_first=False \(got True\)\."):
+        save_checkpoint(keras_seq.Transformer(5, 7, **sizes, normalize_first=True), tmp_path)
     with pytest.raises(ValueError, match=r"to write BertModel: activation in \('gelu', .*\(got 'mish'\)"):
         save_checkpoint(keras_seq.BERT(5, **sizes, activation="mish"), tmp_path)
     with pytest.raises(ValueError, match=r"to write GPT2LMHeadModel: position_encoding='learned' \(got 'rotary'\)"):

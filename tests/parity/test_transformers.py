@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+import transformers
 from parity import ours, theirs
 
 import keras_seq
@@ -84,6 +85,22 @@ def test_a_saved_folder_loads_into_transformers_with_equal_outputs(kind, tmp_pat
     inputs = theirs.make_inputs(model, SEED + 1)
     for name, expected in theirs.answers(model, inputs).items():
         np.testing.assert_allclose(theirs.answers(again.eval(), inputs)[name], expected, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("interleave_positions", [True, False])
+def test_a_transformer_of_ours_becomes_a_marian_model_with_equal_outputs_and_tokens(interleave_positions, tmp_path):
+    model = keras_seq.Transformer(
+        37, 41, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=19, interleave_positions=interleave_positions
+    )
+    random = np.random.default_rng(SEED)
+    for weight in model.trainable_variables:
+        weight.assign(weight + random.normal(size=weight.shape, scale=0.3))
+    keras_seq.save_checkpoint(model, tmp_path, decoder_start_token_id=1, eos_token_id=2)
+    again = transformers.MarianMTModel.from_pretrained(tmp_path).eval()
+    inputs = theirs.make_inputs(again, SEED)
+    ours.check_answers(model, inputs, {"output": theirs.answers(again, inputs)["output"]})
+    expected = theirs.generated(again, inputs, 2, 3, new_tokens=11)
+    np.testing.assert_array_equal(ours.generated(model, inputs, 2, 1, 11, 3), expected)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
