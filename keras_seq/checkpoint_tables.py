@@ -1,13 +1,24 @@
-"""What other programs call our weights and our arguments: one table a family, read in both directions.
-
-A row is (their name, our layer, kind): `{i}` counts blocks, a kind tells what tensors a layer has and how they lie. A
-further architecture of a family is one entry of `ARCHITECTURES`.
+"""What other programs call our models and their arguments, read in both directions; their layers are in
+`checkpoint_rows`. A further architecture of a family is one entry of `ARCHITECTURES`.
 """
 
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from keras_seq.checkpoint_rows import (
+    BERT_ROWS,
+    BIAS_ROW,
+    GPT1_ROWS,
+    GPT2_ROWS,
+    LINEAR,
+    MASKED_LM_ROWS,
+    NEXT_SENTENCE_ROWS,
+    ONE_ROW,
+    SAME,
+    TRANSPOSED,
+    marian_rows,
+)
 from keras_seq.models.bert import (
     BERT,
     BERTClassifier,
@@ -18,92 +29,6 @@ from keras_seq.models.bert import (
 )
 from keras_seq.models.gpt import GPT
 from keras_seq.models.transformer import Transformer
-
-SAME, TRANSPOSED, ONE_ROW = "same", "transposed", "one row"
-
-# (their suffix, our suffix, form) of each tensor of a layer.
-TABLE = ((".weight", ".embeddings", SAME),)
-NORM = ((".weight", ".gamma", SAME), (".bias", ".beta", SAME))
-LINEAR = ((".weight", ".kernel", TRANSPOSED), (".bias", ".bias", SAME))
-CONV1D = ((".weight", ".kernel", SAME), (".bias", ".bias", SAME))  # of GPT's first code: a dense layer
-BIAS = (("", ".bias", SAME),)
-BIAS_ROW = (("", ".bias", ONE_ROW),)
-
-QKV = tuple(f"blocks.{{i}}.self_attention.{name}_dense" for name in ("query", "key", "value"))
-
-BERT_ROWS = (
-    ("embeddings.word_embeddings", "token_embedding", TABLE),
-    ("embeddings.position_embeddings", "position_embedding", TABLE),
-    ("embeddings.token_type_embeddings", "segment_embedding", TABLE),
-    ("embeddings.LayerNorm", "embedding_norm", NORM),
-    ("encoder.layer.{i}.attention.self.query", "blocks.{i}.self_attention.query_dense", LINEAR),
-    ("encoder.layer.{i}.attention.self.key", "blocks.{i}.self_attention.key_dense", LINEAR),
-    ("encoder.layer.{i}.attention.self.value", "blocks.{i}.self_attention.value_dense", LINEAR),
-    ("encoder.layer.{i}.attention.output.dense", "blocks.{i}.self_attention.output_dense", LINEAR),
-    ("encoder.layer.{i}.attention.output.LayerNorm", "blocks.{i}.self_attention_residual.norm", NORM),
-    ("encoder.layer.{i}.intermediate.dense", "blocks.{i}.feed_forward.intermediate_dense", LINEAR),
-    ("encoder.layer.{i}.output.dense", "blocks.{i}.feed_forward.output_dense", LINEAR),
-    ("encoder.layer.{i}.output.LayerNorm", "blocks.{i}.feed_forward_residual.norm", NORM),
-    ("pooler.dense", "pooler", LINEAR),
-)
-MASKED_LM_ROWS = (
-    ("cls.predictions.transform.dense", "masked_lm_head.dense", LINEAR),
-    ("cls.predictions.transform.LayerNorm", "masked_lm_head.norm", NORM),
-    ("cls.predictions.bias", "masked_lm_head", BIAS),
-)
-NEXT_SENTENCE_ROWS = (("cls.seq_relationship", "next_sentence_head.dense", LINEAR),)
-GPT_BLOCK_ROWS = (
-    ("h.{i}.ln_1", "blocks.{i}.self_attention_residual.norm", NORM),
-    ("h.{i}.attn.c_attn", QKV, CONV1D),
-    ("h.{i}.attn.c_proj", "blocks.{i}.self_attention.output_dense", CONV1D),
-    ("h.{i}.ln_2", "blocks.{i}.feed_forward_residual.norm", NORM),
-    ("h.{i}.mlp.c_fc", "blocks.{i}.feed_forward.intermediate_dense", CONV1D),
-    ("h.{i}.mlp.c_proj", "blocks.{i}.feed_forward.output_dense", CONV1D),
-)
-GPT2_ROWS = (
-    ("wte", "token_embedding", TABLE),
-    ("wpe", "position_embedding", TABLE),
-    *GPT_BLOCK_ROWS,
-    ("ln_f", "final_norm", NORM),
-)
-GPT1_ROWS = (
-    ("tokens_embed", "token_embedding", TABLE),
-    ("positions_embed", "position_embedding", TABLE),
-    *GPT_BLOCK_ROWS,
-)
-
-
-def _marian_attention(theirs, ours, theirs_name, ours_name):
-    names = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "output"))
-    return (
-        *((f"{theirs}.{theirs_name}.{one}", f"{ours}.{ours_name}.{other}_dense", LINEAR) for one, other in names),
-        (f"{theirs}.{theirs_name}_layer_norm", f"{ours}.{ours_name}_residual.norm", NORM),
-    )
-
-
-def _marian_feed_forward(theirs, ours):
-    return (
-        (f"{theirs}.fc1", f"{ours}.feed_forward.intermediate_dense", LINEAR),
-        (f"{theirs}.fc2", f"{ours}.feed_forward.output_dense", LINEAR),
-        (f"{theirs}.final_layer_norm", f"{ours}.feed_forward_residual.norm", NORM),
-    )
-
-
-MARIAN_ROWS = (
-    *_marian_attention("encoder.layers.{i}", "encoder_blocks.{i}", "self_attn", "self_attention"),
-    *_marian_feed_forward("encoder.layers.{i}", "encoder_blocks.{i}"),
-    *_marian_attention("decoder.layers.{i}", "decoder_blocks.{i}", "self_attn", "self_attention"),
-    *_marian_attention("decoder.layers.{i}", "decoder_blocks.{i}", "encoder_attn", "cross_attention"),
-    *_marian_feed_forward("decoder.layers.{i}", "decoder_blocks.{i}"),
-)
-
-
-def _marian_rows(model):
-    if model.share_embeddings:
-        return (("shared", "target_embedding", TABLE), *MARIAN_ROWS)
-    names = (("encoder.embed_tokens", "source_embedding", TABLE), ("decoder.embed_tokens", "target_embedding", TABLE))
-    return (*names, *MARIAN_ROWS)
-
 
 REQUIRED = object()
 
@@ -259,7 +184,7 @@ FAMILIES = {
     ),
     "marian": Family(
         prefix="model.",
-        body=_marian_rows,
+        body=marian_rows,
         arguments=MARIAN_ARGUMENTS,
         constants={
             "normalize_first": False,
@@ -300,6 +225,14 @@ def _label_names(model):
     return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
 
 
+def _body(model):
+    return lambda arguments, config: model(**arguments)
+
+
+def _pre_training(arguments, config):
+    return BERTForPreTraining(BERT(**arguments))
+
+
 class Architecture(NamedTuple):
     """One class of transformers and what it is here.
 
@@ -327,24 +260,24 @@ class Architecture(NamedTuple):
 
 # By model class the first is the one written; in a file without `architectures` the one that explains most tensors.
 ARCHITECTURES = {
-    "BertModel": Architecture("bert", BERT, lambda arguments, config: BERT(**arguments), bare=True),
+    "BertModel": Architecture("bert", BERT, _body(BERT), bare=True),
     "BertForPreTraining": Architecture(
         "bert",
         BERTForPreTraining,
-        lambda arguments, config: BERTForPreTraining(BERT(**arguments)),
+        _pre_training,
         (*MASKED_LM_ROWS, *NEXT_SENTENCE_ROWS),
     ),
     "BertForMaskedLM": Architecture(
         "bert",
         BERTForPreTraining,
-        lambda arguments, config: BERTForPreTraining(BERT(**arguments)),
+        _pre_training,
         (*MASKED_LM_ROWS, *NEXT_SENTENCE_ROWS),
         optional=("pooler.", "cls.seq_relationship."),
     ),
     "BertForNextSentencePrediction": Architecture(
         "bert",
         BERTForPreTraining,
-        lambda arguments, config: BERTForPreTraining(BERT(**arguments)),
+        _pre_training,
         (*MASKED_LM_ROWS, *NEXT_SENTENCE_ROWS),
         optional=("cls.predictions.",),
     ),
@@ -379,14 +312,14 @@ ARCHITECTURES = {
         (("classifier", "choice_head.dense", LINEAR),),
         extra=lambda model: {"classifier_dropout": model.dropout},
     ),
-    "GPT2LMHeadModel": Architecture("gpt2", GPT, lambda arguments, config: GPT(**arguments)),
-    "GPT2Model": Architecture("gpt2", GPT, lambda arguments, config: GPT(**arguments)),
-    "OpenAIGPTLMHeadModel": Architecture("openai-gpt", GPT, lambda arguments, config: GPT(**arguments)),
-    "OpenAIGPTModel": Architecture("openai-gpt", GPT, lambda arguments, config: GPT(**arguments)),
+    "GPT2LMHeadModel": Architecture("gpt2", GPT, _body(GPT)),
+    "GPT2Model": Architecture("gpt2", GPT, _body(GPT)),
+    "OpenAIGPTLMHeadModel": Architecture("openai-gpt", GPT, _body(GPT)),
+    "OpenAIGPTModel": Architecture("openai-gpt", GPT, _body(GPT)),
     "MarianMTModel": Architecture(
         "marian",
         Transformer,
-        lambda arguments, config: Transformer(**arguments),
+        _body(Transformer),
         (("final_logits_bias", "target_embedding", BIAS_ROW),),
         optional=("final_logits_bias",),
     ),

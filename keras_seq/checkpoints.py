@@ -1,9 +1,9 @@
 """Weights from and to other programs' files: Hugging Face's folders in both directions, Google's BERT checkpoints read.
 
-What is called what stands in `checkpoint_tables`. Neither torch nor transformers is needed; TensorFlow for Google's.
+What is called what stands in `checkpoint_rows` and `checkpoint_tables`. Neither torch nor transformers is needed;
+TensorFlow for Google's alone.
 """
 
-import contextlib
 import json
 import os
 import pathlib
@@ -104,9 +104,11 @@ def _compare(folder, model):
         print(f"{folder}: largest difference {difference:.1e} from the answers in {PROBE} of {probe['written_by']}")
     else:
         probe = checkpoint_probe.of_model(model)
-        print(f"{folder}: no {PROBE} to compare with; it now has this model's answers, for the next time")
-    with contextlib.suppress(OSError):
+        print(f"{folder}: no {PROBE} to compare with; this model's answers become it")
+    try:
         _replace(folder, {PROBE: _json_bytes(probe)})
+    except OSError as error:
+        print(f"{folder}: {PROBE} stays as it is, {error.strerror}")
 
 
 # === Tensors ===

@@ -147,6 +147,18 @@ def test_the_probe_is_compared_with_and_kept(copy, capsys):
         load_checkpoint(folder)
 
 
+def test_a_folder_that_cannot_be_written_to_is_read_all_the_same(copy, capsys, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(30, "Read-only file system")
+
+    folder = copy("bert")
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr("os.fsync", refuse)
+    load_checkpoint(folder)
+    assert capsys.readouterr().out.endswith("keras_seq_probe.json stays as it is, Read-only file system\n")
+    assert sorted(folder.iterdir()) == before
+
+
 def test_an_old_files_names_and_tied_tensors_are_understood(copy):
     """As bert-base-uncased has them: gamma and beta, position ids, the tied decoder, a head that its class has not."""
 
