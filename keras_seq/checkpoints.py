@@ -176,10 +176,15 @@ def _tensors(model, architecture):
         for one in row.ours:
             if "int" in str(one.dtype):
                 raise ValueError(f"save_checkpoint needs float weights, got {one.dtype} for tensor {row.theirs!r}.")
-        value = np.concatenate([np.asarray(ops.convert_to_tensor(one), "float32") for one in row.ours], axis=-1)
+        value = np.concatenate([_array(one) for one in row.ours], axis=-1)
         value = value.T if row.form == TRANSPOSED else value[None] if row.form == ONE_ROW else value
         tensors[row.theirs if row.head else prefix + row.theirs] = np.ascontiguousarray(value)
     return tensors
+
+
+def _array(variable):
+    # Not NumPy's own conversion: under NumPy 2 a variable of Keras 3.15 answers it with a warning.
+    return np.asarray(ops.convert_to_tensor(variable), "float32")
 
 
 def _with_sines_first(model):
@@ -195,10 +200,10 @@ def _with_sines_first(model):
     into_heads = ("query", "key", "value", "intermediate")  # out of the model's channels; "output" leads back to them
     for new, old in zip(copy._flatten_layers(), model._flatten_layers()):
         if isinstance(old, keras.layers.Dense):
-            kernel, bias = (np.asarray(ops.convert_to_tensor(one)) for one in (old.kernel, old.bias))
+            kernel, bias = _array(old.kernel), _array(old.bias)
             new.set_weights([kernel[order], bias] if old.name in into_heads else [kernel[:, order], bias[order]])
         elif isinstance(old, keras.layers.LayerNormalization):
-            new.set_weights([one[order] for one in old.get_weights()])
+            new.set_weights([_array(old.gamma)[order], _array(old.beta)[order]])
         elif isinstance(old, TokenEmbedding):
             new.embeddings.assign(ops.take(old.embeddings, order, axis=1))
             if old.logits_bias:
