@@ -90,7 +90,8 @@ def train_tokenizer(lines, kind="wordpiece", vocabulary_size=8000, min_frequency
         lowercase: whether strings are lower-cased first, here and by the tokenizer.
     Raises:
         ValueError: kind is unknown, vocabulary_size leaves no token beside the special ones (and the bytes of "bpe"),
-            min_frequency < 1, or lowercase with "bpe", which keeps strings as they are.
+            min_frequency < 1, lowercase with "bpe", which keeps strings as they are, lines is one str or has one that
+            is none, or no character, word or piece occurs often enough to be a token.
     """
     if kind not in KINDS:
         raise ValueError(f"train_tokenizer needs kind in {KINDS}, got kind={kind!r}.")
@@ -103,10 +104,26 @@ def train_tokenizer(lines, kind="wordpiece", vocabulary_size=8000, min_frequency
         raise ValueError(f"train_tokenizer needs min_frequency >= 1, got min_frequency={min_frequency!r}.")
     if kind == "bpe" and lowercase:
         raise ValueError(f"train_tokenizer(kind='bpe') keeps strings as they are, got lowercase={lowercase!r}.")
-    if kind == "wordpiece":
-        vocabulary = vocabularies.wordpiece(lines, vocabulary_size, min_frequency, lowercase)
-        return WordPieceTokenizer(vocabulary, lowercase=lowercase)
+    if isinstance(lines, str):
+        raise ValueError(f"train_tokenizer needs an iterable of lines, got one str of {len(lines)} characters.")
+    lines = _checked(lines)
     if kind == "bpe":
         return BytePairTokenizer(*vocabularies.byte_pairs(lines, vocabulary_size, min_frequency))
-    make = CharacterTokenizer if kind == "char" else WordTokenizer
-    return make(vocabularies.most_frequent(lines, kind, vocabulary_size, min_frequency, lowercase), lowercase)
+    if kind == "wordpiece":
+        make, vocabulary = WordPieceTokenizer, vocabularies.wordpiece(lines, vocabulary_size, min_frequency, lowercase)
+    else:
+        make = CharacterTokenizer if kind == "char" else WordTokenizer
+        vocabulary = vocabularies.most_frequent(lines, kind, vocabulary_size, min_frequency, lowercase)
+    if len(vocabulary) == (5 if kind == "wordpiece" else 4):  # the special tokens
+        raise ValueError(
+            f"train_tokenizer needs lines in which something occurs min_frequency={min_frequency} times or more, "
+            f"got a vocabulary of {vocabulary} alone."
+        )
+    return make(vocabulary, lowercase=lowercase)
+
+
+def _checked(lines):
+    for line in lines:
+        if not isinstance(line, str):
+            raise ValueError(f"train_tokenizer needs lines of str, got {line!r}.")
+        yield line

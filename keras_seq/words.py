@@ -102,7 +102,8 @@ class WordByWordTokenizer(Tokenizer):
 def static_table(entries, default=-1):
     import tensorflow as tf
 
-    text = not entries or isinstance(next(iter(entries)), (str, bytes))
+    entries = entries or {"": default}  # of none at all there is no table; no word is empty
+    text = isinstance(next(iter(entries)), (str, bytes))
     keys = tf.constant(list(entries), tf.string if text else tf.int64)
     values = tf.constant(list(entries.values()), tf.int64)
     return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), default)

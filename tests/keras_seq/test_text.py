@@ -325,6 +325,23 @@ def test_detokenize_inverts_tokenize_for_every_utf8_string(bpe, strings):
 
 
 @hypothesis_settings
+@given(st.data())
+def test_characters_and_words_of_the_vocabulary_come_back_and_others_as_unknown(char, word, data):
+    known = st.text(st.sampled_from([token for token in char.vocabulary if len(token) == 1]), max_size=23)
+    strings = data.draw(st.lists(known, min_size=1, max_size=7))
+    assert [one.decode() for one in char.detokenize(char.tokenize(strings)).numpy()] == strings
+    words = st.lists(st.sampled_from(word.vocabulary[4:]) | st.just("no-such-word"), max_size=13)
+    space = data.draw(st.sampled_from([" ", "  ", "\t", "\n ", "\u3000"]))
+    rows = data.draw(st.lists(words, min_size=1, max_size=7))
+    shown = [" ".join("<unk>" if one == "no-such-word" else one for one in row) for row in rows]
+    ids, starts, ends = (one.to_list() for one in word.tokenize_with_offsets([space.join(row) for row in rows]))
+    assert [one.decode() for one in word.detokenize(ids).numpy()] == shown
+    for row, starts_, ends_ in zip(rows, starts, ends):
+        raw = space.join(row).encode()
+        assert [raw[start:end].decode() for start, end in zip(starts_, ends_)] == row
+
+
+@hypothesis_settings
 @given(st.lists(st.integers(-3, 403), max_size=23))
 def test_byte_pairs_of_any_ids_decode_as_the_reference(bpe, ids):
     shown = [i for i in ids if 3 <= i < bpe.vocabulary_size]
@@ -577,6 +594,38 @@ def test_the_longest_token_is_counted_in_bytes_of_text():
 def test_training_names_the_rule_that_was_broken(arguments, message):
     with pytest.raises(ValueError, match=message):
         text.train_tokenizer(LINES, **arguments)
+
+
+@pytest.mark.parametrize(
+    "kind, lines, message",
+    [
+        *(
+            (kind, ["", " \n"], r"something occurs min_frequency=1 times or more, got a vocab")
+            for kind in ("wordpiece", "word")
+        ),
+        *(
+            (kind, iter([]), r"something occurs min_frequency=1 times or more, got a vocab")
+            for kind in ("wordpiece", "char")
+        ),
+        *((kind, "one line", r"needs an iterable of lines, got one str of 8 characters") for kind in text.KINDS),
+        *((kind, ["a", b"b"], r"needs lines of str, got b'b'") for kind in text.KINDS),
+    ],
+)
+def test_training_names_what_is_wrong_with_the_lines(kind, lines, message):
+    with pytest.raises(ValueError, match=message):
+        text.train_tokenizer(lines, kind)
+
+
+@pytest.mark.parametrize("kind, size", [("wordpiece", 10), ("bpe", 262), ("char", 8), ("word", 6)])
+def test_a_small_text_gives_the_vocabulary_that_it_has_however_large_it_may_be(kind, size):
+    tokenizer = text.train_tokenizer((line for line in ["ab ab", "", "ab c"]), kind, 10**6)
+    assert tokenizer.vocabulary_size == size
+    assert tokenizer.detokenize(tokenizer.tokenize(["ab c", ""])).numpy().tolist() == [b"ab c", b""]
+
+
+def test_a_vocabulary_of_special_tokens_alone_reads_everything_as_unknown():
+    tokenizer = text.WordTokenizer(["<pad>", "<unk>"])
+    assert tokenizer.tokenize(["a b", ""]).to_list() == [[1, 1], []]
 
 
 def test_vocabularies_that_cannot_be_are_refused():

@@ -24,7 +24,7 @@ DATA = pathlib.Path(os.environ.get("KERAS_SEQ_DATA", "data"))
 BATCH = 2000
 # Where BERT's clean-up differs between Python's Unicode 14 and the library: 504 code points that came into Unicode
 # after the library's table of categories or changed theirs since (marks, punctuation, format characters), and 256
-# ideographs that Google's BERT sets apart and the library does not: its fourth range begins at U+2B920, BERT's at U+2B820.
+# ideographs that Google's BERT sets apart and the library does not: its range begins at U+2B920, BERT's at U+2B820.
 NEWER = """
     61d 7fd 890-891 898-89f 8ca-8e2 9fd-9fe a76 afa-aff b55 c04 c3c c77 c84 d00 d3b-d3c d81 eba 166d 1734 180f
     1885-1886 1abf-1ace 1b7d-1b7e 1df6-1dfb 2e43-2e4f 2e52-2e5d a82c a8c5 a8ff a9bd 10d24-10d27 10eab-10ead
