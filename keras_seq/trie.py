@@ -6,13 +6,13 @@ import numpy as np
 class DoubleArrayTrie:
     """Paths of symbols from several roots.
 
-    The child of a node along a symbol is the slot `base[node] + symbol`, if `symbols[slot]` is that symbol: no two
-    nodes have the same base, so a slot and its symbol tell the parent. Slot 0 is no node, and base 0 leads nowhere.
-    Symbols are from 0, which is on no path, to the largest of the paths.
+    The child of a node along a symbol is the slot base + symbol, if that slot has this symbol: no two nodes have the
+    same base, so a slot and its symbol tell the parent. Slot 0 is no node, and base 0 leads nowhere. Symbols are from
+    0, which is on no path, to the largest of the paths.
 
     Attributes:
         roots: the bases of the roots.
-        base, symbols: per slot, int32; base is 0 for a node without children, symbols is -1 for a slot without a node.
+        slots: per slot, int32 (slots, 2): its symbol, -1 for a slot without a node, and its base, 0 without children.
         values, lengths: per slot, int32: of the longest path that ends at this node or on the way to it, its value (-1:
             there is none) and number of symbols.
         depth: symbols of the longest path.
@@ -35,15 +35,15 @@ class DoubleArrayTrie:
         bases, slots = _place(children)
         size = max(slots + bases) + max((symbol for node in children for symbol in node), default=0) + 1
         self.roots = bases[:num_roots]
-        self.base, self.lengths = np.zeros([2, size], "int32")
-        self.symbols, self.values = np.full([2, size], -1, "int32")
+        self.slots = np.tile(np.array([-1, 0], "int32"), [size, 1])
+        self.values, self.lengths = np.full(size, -1, "int32"), np.zeros(size, "int32")
         longest, depths = [(-1, 0)] * len(children), [0] * len(children)
         for node, edges in enumerate(children):  # a parent comes before its children
             for symbol, child in edges.items():
                 depths[child] = depths[node] + 1
                 longest[child] = (own[child], depths[child]) if own[child] >= 0 else longest[node]
                 slot = slots[child]
-                self.base[slot], self.symbols[slot] = bases[child], symbol
+                self.slots[slot] = symbol, bases[child]
                 self.values[slot], self.lengths[slot] = longest[child]
         self.depth = max(depths)
 

@@ -128,8 +128,9 @@ class WordPieceTokenizer(Tokenizer):
 
         def step(base, slot, symbol):
             to = base + symbol
-            goes = tf.equal(tf.gather(trie.symbols, to), symbol)
-            return tf.where(goes, tf.gather(trie.base, to), 0), tf.where(goes, to, slot)
+            there = tf.gather(trie.slots, to)  # a pair costs what a single number does
+            goes = tf.equal(there[:, 0], symbol)
+            return tf.where(goes, there[:, 1], 0), tf.where(goes, to, slot)
 
         base, slot = step(tf.where(inside, trie.roots[1], trie.roots[0]), 0, symbols)
         for depth in range(1, FIRST_STEPS):
@@ -181,19 +182,22 @@ class WordPieceTokenizer(Tokenizer):
         trie, _ = self._trie
         line = tf.strings.join([tf.strings.reduce_join(chunks, separator=" "), " "])
         values, *places = self._read(line, with_bytes)
-        kind, shape = tf.bitwise.bitwise_and(values, 3), tf.shape(values)
-        in_word = tf.equal(kind, INSIDE)
-        inside = in_word & characters.shift(in_word, 1, False)
-        slot = self._longest_tokens(tf.bitwise.right_shift(values, 2), inside)
+        shape = tf.shape(values)
+        # By floats: a shift or a remainder of integers takes four times as long.
+        symbols = tf.cast(tf.cast(values, tf.float32) * 0.25, tf.int32)
+        kind = values - 4 * symbols
+        of_words = tf.equal(kind, INSIDE)
+        inside = of_words & characters.shift(of_words, 1, False)
+        slot = self._longest_tokens(symbols, inside)
         lengths = tf.gather(trie.lengths, slot)
         starts = self._starts_of_tokens(lengths)
         tokens = starts * tf.minimum(lengths, 1)
-        stuck = starts * tf.bitwise.right_shift(kind, 1) - tokens  # 1 where a token of a word must begin and none does
+        needed = starts * tf.clip_by_value(kind - APART, 0, 1)  # 1 where a token of a word must begin
         word_starts = tf.reshape(tf.where(~inside), [-1])
         word_lengths = tf.concat([word_starts[1:], tf.size(values, tf.int64)[None]], 0) - word_starts
 
         def with_unknown():
-            at = tf.reshape(tf.where(stuck > 0), [1, -1])
+            at = tf.reshape(tf.where(needed > tokens), [1, -1])
             of_word = tf.raw_ops.UpperBound(sorted_inputs=word_starts[None], values=at)[0] - 1
             unknown = characters.mark(of_word, tf.shape(word_starts), True) | (word_lengths > MAX_WORD_CHARACTERS)
             first, length = tf.boolean_mask(word_starts, unknown), tf.boolean_mask(word_lengths, unknown)
@@ -205,7 +209,8 @@ class WordPieceTokenizer(Tokenizer):
             whole = characters.mark(first, shape, tf.cast(length, tf.int32))
             return known + tf.minimum(whole, 1), tf.where(whole > 0, 0, slot), tf.where(whole > 0, whole, lengths)
 
-        any_unknown = (tf.reduce_max(stuck) > 0) | (tf.reduce_max(word_lengths) > MAX_WORD_CHARACTERS)
+        any_unknown = tf.reduce_sum(needed) > tf.reduce_sum(tokens)
+        any_unknown |= tf.reduce_max(word_lengths) > MAX_WORD_CHARACTERS
         tokens, slot, lengths = tf.cond(any_unknown, with_unknown, lambda: (tokens, slot, lengths))
         at = tf.reshape(tf.where(tokens), [-1])
         token_of = trie.values.copy()

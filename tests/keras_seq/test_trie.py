@@ -15,10 +15,10 @@ def walk(trie, root, symbols):
     """The slot of the longest path that symbols begin with."""
     base, slot = trie.roots[root], 0
     for symbol in symbols:
-        if trie.symbols[base + symbol] != symbol:
+        if trie.slots[base + symbol, 0] != symbol:
             break
         slot = base + symbol
-        base = trie.base[slot]
+        base = trie.slots[slot, 1]
     return slot
 
 
@@ -38,7 +38,7 @@ def test_slots_are_packed_and_no_two_nodes_share_a_base():
     random = np.random.default_rng(7)
     paths = {(0, tuple(map(int, random.integers(1, 101, size=random.integers(1, 7))))): i for i in range(997)}
     trie = DoubleArrayTrie(paths, 1)
-    used = np.flatnonzero(trie.symbols >= 0)
-    assert len(used) > 0.8 * len(trie.symbols)
-    bases = trie.base[used]
+    used = np.flatnonzero(trie.slots[:, 0] >= 0)
+    assert len(used) > 0.8 * len(trie.slots)
+    bases = trie.slots[used, 1]
     assert len(set(bases[bases > 0])) == np.count_nonzero(bases)
