@@ -9,9 +9,6 @@ import tempfile
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
 import transformers
 from parity import ours, theirs
 
