@@ -8,6 +8,7 @@ import pytest
 import keras_seq
 from keras_seq import BERT, BERTClassifier, BERTForPreTraining
 
+JIT = keras.backend.backend() == "jax"  # with TensorFlow it would be XLA, which takes longer to compile than to train
 SIZES = {"num_layers": 2, "num_heads": 3, "hidden_dim": 6, "intermediate_dim": 7}
 
 
@@ -48,7 +49,7 @@ def test_fine_tuning_moves_the_backbone_it_was_given(make_inputs):
     backbone, inputs = BERT(11, **SIZES), make_inputs("BERTClassifier")
     model = BERTClassifier(backbone, 5)
     before = backbone.token_embedding.get_weights()[0].copy()
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", jit_compile=JIT)
     model.train_on_batch({**inputs, "segment_ids": inputs["segment_ids"] % 2}, np.ones((3, 5), "float32"))
     assert not np.array_equal(before, backbone.token_embedding.get_weights()[0])
 
@@ -76,8 +77,7 @@ def toy_texts(rows, seed):
 def fitted(model, inputs, targets, sample_weight=None, steps=120):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     losses = dict.fromkeys(targets, loss) if isinstance(targets, dict) else loss
-    # With TensorFlow it would be XLA, which takes longer to compile than to train here.
-    model.compile(keras.optimizers.Adam(0.01), losses, jit_compile=keras.backend.backend() == "jax")
+    model.compile(keras.optimizers.Adam(0.01), losses, jit_compile=JIT)
     model.fit(inputs, targets, batch_size=24, epochs=steps // 10, sample_weight=sample_weight, verbose=0)
     return model
 
@@ -85,18 +85,18 @@ def fitted(model, inputs, targets, sample_weight=None, steps=120):
 TOY = {"num_layers": 1, "num_heads": 2, "hidden_dim": 12, "intermediate_dim": 13, "dropout": 0.0}
 
 
-def test_a_token_classifier_learns_a_tag_a_token():
+def test_a_token_classifier_learns_a_tag_a_token(forward):
     inputs, _ = toy_texts(240, 0)
     real = inputs["padding_mask"].astype("float32")
     keras.utils.set_random_seed(7)
     model = keras_seq.BERTTokenClassifier(BERT(11, **TOY), 3, dropout=0.0)
     fitted(model, inputs, inputs["token_ids"] % 3, real)
     unseen, _ = toy_texts(11, 1)
-    right = np.argmax(model(unseen), -1) == unseen["token_ids"] % 3
+    right = np.argmax(forward(model)(unseen), -1) == unseen["token_ids"] % 3
     assert right[unseen["padding_mask"]].all()
 
 
-def test_a_span_classifier_learns_answers_and_questions_without_one():
+def test_a_span_classifier_learns_answers_and_questions_without_one(forward):
     inputs, place = toy_texts(240, 0)
     inputs["answer_mask"] = inputs["padding_mask"]
     keras.utils.set_random_seed(7)
@@ -104,7 +104,9 @@ def test_a_span_classifier_learns_answers_and_questions_without_one():
     # The answer is the 7 and the token after it, or nothing.
     fitted(model, inputs, {"start_logits": place, "end_logits": place + (place > 0)})
     unseen, place = toy_texts(11, 1)
-    spans = keras_seq.best_spans(**model({**unseen, "answer_mask": unseen["padding_mask"]}), max_answer_length=3)
+    spans = keras_seq.best_spans(
+        **forward(model)({**unseen, "answer_mask": unseen["padding_mask"]}), max_answer_length=3
+    )
     answered = place > 0
     assert 0 < answered.sum() < 11
     np.testing.assert_array_equal(np.asarray(spans["null_difference"]) < 0, answered)
@@ -122,19 +124,19 @@ def toy_choices(rows, seed):
     return {name: one[index] for name, one in inputs.items()}, np.argmax(order, axis=1)
 
 
-def test_a_multiple_choice_model_learns_which_text_is_right():
+def test_a_multiple_choice_model_learns_which_text_is_right(forward):
     inputs, right = toy_choices(96, 0)
     keras.utils.set_random_seed(7)
     model = keras_seq.BERTMultipleChoice(BERT(11, **TOY), dropout=0.0)
     fitted(model, inputs, right)
     unseen, right = toy_choices(7, 1)
-    np.testing.assert_array_equal(np.argmax(model(unseen), -1), right)
+    np.testing.assert_array_equal(np.argmax(forward(model)(unseen), -1), right)
 
 
-def test_a_choices_score_does_not_depend_on_the_other_choices(shared, make_inputs):
+def test_a_choices_score_does_not_depend_on_the_other_choices(shared, make_inputs, forward):
     model, inputs = shared("BERTMultipleChoice"), make_inputs("BERTMultipleChoice")
     turned = {name: one[:, ::-1] for name, one in inputs.items()}
-    np.testing.assert_allclose(np.asarray(model(inputs))[:, ::-1], model(turned), atol=1e-5)
+    np.testing.assert_allclose(np.asarray(forward(model)(inputs))[:, ::-1], forward(model)(turned), atol=1e-5)
 
 
 def test_errors_name_the_rule_and_the_value(shared):

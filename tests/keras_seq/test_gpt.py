@@ -94,7 +94,7 @@ def toy_gpt():
     return GPT(11, 1, 2, 12, 13, dropout=0.0, max_sequence_length=17).with_vocabulary_size(14)
 
 
-def test_a_classifier_learns_from_the_extract_token_and_goes_on_modelling_language():
+def test_a_classifier_learns_from_the_extract_token_and_goes_on_modelling_language(forward):
     texts, labels = toy_texts(240, 0)
     model = keras_seq.GPTClassifier(toy_gpt(), 2, dropout=0.0)
     history = fitted(model, keras_seq.classification_inputs(texts, START, EXTRACT), labels)
@@ -103,11 +103,11 @@ def test_a_classifier_learns_from_the_extract_token_and_goes_on_modelling_langua
         history["loss"][-1], history["logits_loss"][-1] + 0.5 * history["language_model_loss"][-1], rtol=1e-3
     )
     texts, labels = toy_texts(13, 1)
-    outputs = model(keras_seq.classification_inputs(texts, START, EXTRACT))
+    outputs = forward(model)(keras_seq.classification_inputs(texts, START, EXTRACT))
     np.testing.assert_array_equal(np.argmax(outputs["logits"], -1), labels)
 
 
-def test_a_similarity_model_learns_and_sees_no_order():
+def test_a_similarity_model_learns_and_sees_no_order(forward):
     firsts, labels = toy_texts(240, 0)
     seconds, _ = toy_texts(240, 1, labels)
     special = (START, DELIMITER, EXTRACT)
@@ -115,9 +115,9 @@ def test_a_similarity_model_learns_and_sees_no_order():
     fitted(model, keras_seq.similarity_inputs(firsts, seconds, *special), labels)
     firsts, labels = toy_texts(13, 2)
     seconds, _ = toy_texts(13, 3, labels)
-    logits = model(keras_seq.similarity_inputs(firsts, seconds, *special))["logits"]
+    logits = forward(model)(keras_seq.similarity_inputs(firsts, seconds, *special))["logits"]
     np.testing.assert_array_equal(np.argmax(logits, -1), labels)
-    turned = model(keras_seq.similarity_inputs(seconds, firsts, *special))["logits"]
+    turned = forward(model)(keras_seq.similarity_inputs(seconds, firsts, *special))["logits"]
     np.testing.assert_allclose(turned, logits, atol=1e-4)
 
 
@@ -129,11 +129,11 @@ def toy_choices(rows, seed):
     return keras_seq.multiple_choice_inputs(contexts, choices, START, DELIMITER, EXTRACT), right
 
 
-def test_a_multiple_choice_model_learns_which_answer_is_right():
+def test_a_multiple_choice_model_learns_which_answer_is_right(forward):
     model = keras_seq.GPTMultipleChoice(toy_gpt(), dropout=0.0)
     fitted(model, *toy_choices(120, 0))
     unseen, right = toy_choices(11, 2)
-    np.testing.assert_array_equal(np.argmax(model(unseen)["logits"], -1), right)
+    np.testing.assert_array_equal(np.argmax(forward(model)(unseen)["logits"], -1), right)
 
 
 def test_the_heads_read_the_last_real_token(shared, make_inputs, forward):

@@ -70,7 +70,7 @@ def test_masks_may_be_bool_or_int_and_numpy_may_stand_beside_tensors(name, share
             np.testing.assert_allclose(one, same, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*MODELS, *FINE_TUNED])
+@pytest.mark.parametrize("name", [*MODELS, "BERTSpanClassifier", "BERTMultipleChoice", "GPTSimilarityClassifier"])
 def test_longer_padding_and_text_after_the_end_change_no_output(name, shared, make_inputs, pad, forward):
     model, inputs = shared(name), make_inputs(name)
     outputs, padded = (outputs_of(model, given, forward) for given in (inputs, pad(inputs)))
@@ -92,8 +92,11 @@ def test_a_row_does_not_depend_on_its_companions(name, shared, make_inputs, forw
     assert_same({key: one[1:2] for key, one in together.items()}, alone)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize(
+    "name, dtype",
+    # float16 has the narrowest range; the two others differ in nothing that depends on the model.
+    [*((name, "mixed_float16") for name in FIVE), ("Transformer", "mixed_bfloat16"), ("AttentionSeq2Seq", "float32")],
+)
 def test_a_row_without_a_real_token_gives_finite_outputs_and_gradients(
     name, dtype, build, make_inputs, weight_gradients
 ):
@@ -114,9 +117,7 @@ def test_step_by_step_equals_all_at_once(name, shared, make_inputs, compiled, fo
     assert_steps_equal_the_whole(shared(name), name, make_inputs(name), compiled, forward)
 
 
-@pytest.mark.parametrize(
-    "name, encoding", [("GPT", "sine"), ("GPT", "rotary"), ("Transformer", "learned"), ("Transformer", "rotary")]
-)
+@pytest.mark.parametrize("name, encoding", [("GPT", "sine"), ("GPT", "rotary"), ("Transformer", "learned")])
 def test_every_position_encoding_decodes_step_by_step_and_is_saved(
     name, encoding, build, randomized, make_inputs, compiled, forward, tmp_path
 ):
@@ -214,14 +215,14 @@ def test_saved_equals_loaded(name, shared, make_inputs, forward, tmp_path):
     model, inputs = shared(name), make_inputs(name)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert type(loaded) is type(model) and loaded.name == model.name
+    assert type(loaded) is type(model) and loaded.get_config() == model.get_config()
     assert_same(outputs_of(model, inputs, forward), outputs_of(loaded, inputs, forward), atol=1e-6)
     if name in FINE_TUNED:  # also what the head does not read, such as a pooler
         for one, same in zip(model.backbone.get_weights(), loaded.backbone.get_weights(), strict=True):
             np.testing.assert_array_equal(one, same)
 
 
-@pytest.mark.parametrize("name", [*MODELS, *FINE_TUNED])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_constructor_is_the_configuration(name, build):
     model = build(name)
     config = model.get_config()
