@@ -165,18 +165,18 @@ def test_manifest_and_warm_up_stand_beside_the_model(name, tiny_exports):
     assert sorted(asked) == sorted(manifest["signatures"]) == sorted(SIGNATURES[kind])
 
 
-def test_versions_count_up_and_none_is_overwritten(tiny_exports, tmp_path, monkeypatch):
+def test_versions_count_up_and_none_is_overwritten(tmp_path, monkeypatch):
     monkeypatch.setattr("serving.export._compare", lambda *_: None)  # the comparison is not the point here
-    given = {**build("gpt"), "folder": tmp_path / "a folder" / "exports" / "gpt", "max_new_tokens": 2}
+    given = {**build("classifier"), "folder": tmp_path / "a folder" / "exports" / "x"}
     assert export_model(**given).name == "1"
     assert export_model(**given, version=7).name == "7"
     assert export_model(**given).name == "8"
-    before = (tmp_path / "a folder/exports/gpt/7/saved_model.pb").read_bytes()
+    before = (tmp_path / "a folder/exports/x/7/saved_model.pb").read_bytes()
     with pytest.raises(FileExistsError, match=r"Version 7 is in .* already"):
         export_model(**given, version=7)
     with pytest.raises(ValueError, match=r"version >= 1, got version=0"):
         export_model(**given, version=0)
-    assert (tmp_path / "a folder/exports/gpt/7/saved_model.pb").read_bytes() == before
+    assert (tmp_path / "a folder/exports/x/7/saved_model.pb").read_bytes() == before
 
 
 def test_an_export_that_fails_its_comparison_leaves_nothing(tmp_path, monkeypatch):
@@ -188,19 +188,20 @@ def test_an_export_that_fails_its_comparison_leaves_nothing(tmp_path, monkeypatc
 
     monkeypatch.setattr("serving.export._compare", fail)
     with pytest.raises(ExportError, match="it differs"):
-        export_model(**build("gpt"), folder=tmp_path / "exports" / "gpt")
+        export_model(**build("classifier"), folder=tmp_path / "exports" / "x")
     assert seen[0].parent == tmp_path, "staging lies outside the folder that is served"
     assert os.listdir(tmp_path) == []
 
 
 def test_the_comparison_sees_a_changed_weight(tmp_path):
-    given = build("seq2seq")
-    place = export_model(**given, folder=tmp_path / "exports" / "x", max_new_tokens=5)
-    changed = answers_for(**given, max_new_tokens=5)
-    changed.model.logits.bias.assign(changed.model.logits.bias + np.linspace(-7, 7, changed.model.logits.units))
+    given = build("classifier")
+    place = export_model(**given, folder=tmp_path / "exports" / "x")
+    changed = answers_for(**given)
+    bias = changed.model.classification_head.dense.bias
+    bias.assign(bias + np.linspace(-7, 7, 3))
     probe = {"text": tf.constant(["the old cook", ""])}
-    live = {"translate": (probe, _function(changed, SIGNATURES["translator"]["translate"])(**probe))}
-    with pytest.raises(ExportError, match="differs from the live model in translation of translate"):
+    live = {"probabilities": (probe, _function(changed, SIGNATURES["classifier"]["probabilities"])(**probe))}
+    with pytest.raises(ExportError, match="differs from the live model in probabilities of probabilities"):
         _compare(place, live)
 
 
