@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import keras_seq
 from keras_seq import generation
+from keras_seq.packing import pack_segments, pack_start_end
 
 NUM_BEAMS = 4
 NUM_CANDIDATES = 5
@@ -26,16 +27,6 @@ class Rows:
         self.ids = rows.to_tensor(0, shape=tf.stack([rows.nrows(), tf.cast(width, tf.int64)]))
         self.ids.set_shape([None, None])
         self.mask = tf.sequence_mask(self.lengths, width)
-
-
-def _bracket(rows: tf.RaggedTensor, before: int | None, after: int | None) -> tf.RaggedTensor:
-    """One id put before, one after every row."""
-
-    def column(token_id: int) -> tf.RaggedTensor:
-        return tf.RaggedTensor.from_tensor(tf.fill([rows.nrows(), 1], token_id))
-
-    parts = ([] if before is None else [column(before)]) + [rows] + ([] if after is None else [column(after)])
-    return tf.concat(parts, axis=1)
 
 
 def _detokenize(tokenizer: Any, written: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -69,7 +60,9 @@ class Translator:
         self.attention_model = model.attention_model
 
     def _source(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], Rows]:
-        rows = Rows(_bracket(self.tokenizer.tokenize(text)[:, : self.limit - 1], None, self.tokenizer.end_token_id))
+        rows = Rows(
+            pack_start_end(self.tokenizer.tokenize(text)[:, : self.limit - 1], None, self.tokenizer.end_token_id)
+        )
         return {"encoder_token_ids": rows.ids, "encoder_padding_mask": rows.mask}, rows
 
     def _write(self, inputs: dict[str, tf.Tensor], sampler: Any = None, limits: tf.Tensor | None = None) -> dict:
@@ -91,7 +84,7 @@ class Translator:
     def score(self, text: tf.Tensor, translation: tf.Tensor) -> tuple:
         """Summed log-probability of a given translation, and its number of tokens, the end counted."""
         target = self.target_tokenizer
-        rows = Rows(_bracket(target.tokenize(translation)[:, : self.limit - 1], None, target.end_token_id))
+        rows = Rows(pack_start_end(target.tokenize(translation)[:, : self.limit - 1], None, target.end_token_id))
         inputs, _ = self._source(text)
         scored = generation.score_of(self.model, inputs, rows.ids, rows.mask, target.start_token_id)
         return scored["scores"], scored["lengths"]
@@ -133,7 +126,7 @@ class LanguageModel:
 
     def _write(self, text: tf.Tensor, sampler: Any = None, limits: tf.Tensor | None = None) -> dict:
         rows = self.tokenizer.tokenize(text)[:, -(self.limit - self.max_new_tokens - 1) :]
-        prompt = Rows(_bracket(rows, self.tokenizer.start_token_id, None))
+        prompt = Rows(pack_start_end(rows, self.tokenizer.start_token_id, None))
         inputs = {"token_ids": prompt.ids, "padding_mask": prompt.mask}
         end = self.tokenizer.end_token_id
         return generation.decode(self.model, inputs, self.max_new_tokens, end, None, sampler, limits)
@@ -150,7 +143,7 @@ class LanguageModel:
     def score(self, text: tf.Tensor) -> tuple:
         """Summed log-probability of a text, and its number of tokens, the end counted."""
         ids = self.tokenizer.tokenize(text)[:, : self.limit - 1]
-        rows = Rows(_bracket(ids, None, self.tokenizer.end_token_id))
+        rows = Rows(pack_start_end(ids, None, self.tokenizer.end_token_id))
         # The prompt is the start token alone.
         nothing = {"token_ids": rows.ids[:, :0], "padding_mask": rows.mask[:, :0]}
         start = self.tokenizer.start_token_id
@@ -159,7 +152,9 @@ class LanguageModel:
 
     def explain(self, text: tf.Tensor) -> tuple:
         """The tokens, start included, and what each looked at."""
-        rows = Rows(_bracket(self.tokenizer.tokenize(text)[:, : self.limit - 1], self.tokenizer.start_token_id, None))
+        rows = Rows(
+            pack_start_end(self.tokenizer.tokenize(text)[:, : self.limit - 1], self.tokenizer.start_token_id, None)
+        )
         attention = self.attention_model({"token_ids": rows.ids, "padding_mask": rows.mask}, training=False)
         return tf.where(rows.mask, self.tokenizer.ids_to_tokens(rows.ids), ""), _pair_mask(attention, rows.mask)
 
@@ -172,15 +167,9 @@ class _BERTText:
     limit: int
 
     def _inputs(self, *parts: tf.RaggedTensor) -> tuple[dict[str, tf.Tensor], Rows]:
-        start, end = self.tokenizer.start_token_id, self.tokenizer.end_token_id
-        ragged = [_bracket(part, None if i else start, end) for i, part in enumerate(parts)]
-        segments = [tf.ones_like(part) * i for i, part in enumerate(ragged)]
-        rows = Rows(tf.concat(ragged, axis=1))
-        inputs = {
-            "token_ids": rows.ids,
-            "segment_ids": Rows(tf.concat(segments, axis=1)).ids,
-            "padding_mask": rows.mask,
-        }
+        ids, segments = pack_segments(parts, self.tokenizer.start_token_id, self.tokenizer.end_token_id)
+        rows = Rows(ids)
+        inputs = {"token_ids": rows.ids, "segment_ids": Rows(segments).ids, "padding_mask": rows.mask}
         return inputs, rows
 
     def _text(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], Rows]:

@@ -19,7 +19,7 @@ PACKAGES = ("keras_seq", "training", "serving")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # Strings are TensorFlow's alone: text.py and the files it is made of.
 TEXT = {f"keras_seq/{name}.py" for name in ("text", "tokenizer", "words", "characters", "wordpiece", "byte_pairs")}
-USES_TENSORFLOW = {*TEXT, "keras_seq/checkpoints.py", "keras_seq/backend.py"}
+USES_TENSORFLOW = {*TEXT, "keras_seq/packing.py", "keras_seq/checkpoints.py", "keras_seq/backend.py"}
 # What is tested under another name, and why.
 JOINED = {
     "keras_seq/tokenizer.py": "the base class: test_text.py asks it through every tokenizer",

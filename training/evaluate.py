@@ -39,7 +39,8 @@ class InProcess:
         """Greedy translations."""
         import tensorflow as tf
 
-        from training.pipelines import bracket, token_rows
+        from keras_seq.packing import pack_start_end
+        from training.pipelines import token_rows
 
         run, limit = self.run, self.run.recipe.max_sequence_length
         target = run.target_tokenizer
@@ -48,9 +49,8 @@ class InProcess:
         new_tokens = min(run.recipe.max_new_tokens, limit)
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
-            rows = bracket(
-                token_rows(run.tokenizer, [texts[i] for i in chosen], limit - 1), [], [run.tokenizer.end_token_id]
-            )
+            rows = token_rows(run.tokenizer, [texts[i] for i in chosen], limit - 1)
+            rows = pack_start_end(rows, None, run.tokenizer.end_token_id)
             ids = rows.to_tensor(0)
             inputs = {
                 "encoder_token_ids": ids,

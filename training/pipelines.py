@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_seq.packing import pack_segments, pack_start_end
+
 CHUNK = 4096  # lines tokenized at once
 
 
@@ -21,17 +23,6 @@ def token_rows(tokenizer: Any, lines: Iterable[str], limit: int) -> tf.RaggedTen
         raise ValueError("token_rows needs one line or more, got 0.")
     chunks = [tokenizer.tokenize(tf.constant(lines[i : i + CHUNK])) for i in range(0, len(lines), CHUNK)]
     return tf.concat(chunks, axis=0)[:, :limit]
-
-
-def bracket(rows: tf.RaggedTensor, before: Sequence[int], after: Sequence[int]) -> tf.RaggedTensor:
-    """The ids `before` and `after` put around every row."""
-    count = int(rows.nrows())
-
-    def column(ids: Sequence[int]) -> tf.RaggedTensor:
-        return tf.RaggedTensor.from_tensor(tf.tile(tf.constant([list(ids)], tf.int32), [count, 1]))
-
-    parts = [column(before)] * bool(before) + [rows] + [column(after)] * bool(after)
-    return tf.concat(parts, axis=1)
 
 
 def _bucketed(
@@ -99,8 +90,8 @@ def translation_pairs(
     source = token_rows(tokenizer, [a for a, _ in pairs], limit - 1)
     target = token_rows(target_tokenizer, [b for _, b in pairs], limit - 1)
     rows = {
-        "source": bracket(source, [], [tokenizer.end_token_id]),
-        "target": bracket(target, [target_tokenizer.start_token_id], [target_tokenizer.end_token_id]),
+        "source": pack_start_end(source, None, tokenizer.end_token_id),
+        "target": pack_start_end(target, target_tokenizer.start_token_id, target_tokenizer.end_token_id),
     }
 
     def split(batch: dict[str, tf.Tensor]) -> tuple:
@@ -125,7 +116,7 @@ def text_lines(
 ) -> tf.data.Dataset:
     """A language model of lines: fed start + line, asked for line + end."""
     ids = token_rows(tokenizer, lines, limit - 1)
-    rows = {"text": bracket(ids, [tokenizer.start_token_id], [tokenizer.end_token_id])}
+    rows = {"text": pack_start_end(ids, tokenizer.start_token_id, tokenizer.end_token_id)}
 
     def split(batch: dict[str, tf.Tensor]) -> tuple:
         inputs = {"token_ids": batch["text"][:, :-1], "padding_mask": tf.cast(batch["text_mask"][:, 1:], tf.bool)}
@@ -198,10 +189,8 @@ def next_sentence_pairs(documents: Sequence[Sequence[str]], count: int, seed: in
 
 def segments(rows: Sequence[tf.RaggedTensor], tokenizer: Any) -> dict[str, tf.RaggedTensor]:
     """[CLS] first [SEP] (second [SEP]) with segment ids 0 and 1."""
-    start, end = tokenizer.start_token_id, tokenizer.end_token_id
-    parts = [bracket(rows[0], [start], [end])] + [bracket(part, [], [end]) for part in rows[1:]]
-    kinds = [tf.ones_like(part) * i for i, part in enumerate(parts)]
-    return {"token_ids": tf.concat(parts, axis=1), "segment_ids": tf.concat(kinds, axis=1)}
+    token_ids, segment_ids = pack_segments(rows, tokenizer.start_token_id, tokenizer.end_token_id)
+    return {"token_ids": token_ids, "segment_ids": segment_ids}
 
 
 def masked_pairs(
