@@ -28,7 +28,8 @@ def generate(model, inputs, max_new_tokens, end_token_id, start_token_id=None, s
         end_token_id: a row ends with it; a sequence of ids: with any of them; -1: never.
         start_token_id: the decoder's first token; for a model with a prompt it is put before the prompt.
         sampler: GreedySampler() (the default), RandomSampler(...) or BeamSampler(...).
-        **constraints: `min_new_tokens`, `repetition_penalty`, `no_repeat_ngram_size` and `prefix`: see Constraints.
+        **constraints: `min_new_tokens`, `repetition_penalty`, `no_repeat_ngram_size`, `prefix` and `suppress_tokens`:
+            see Constraints.
 
     Returns:
         dict of NumPy arrays: token_ids (b, n) int32, without prompt and start token, with the end token, 0 after it;
@@ -113,6 +114,8 @@ class _Call:
     def __init__(self, model, inputs, max_new_tokens, end_token_id, start_token_id, sampler, constraints):
         self.sampler = GreedySampler() if sampler is None else sampler
         self.constraints = Constraints(**constraints)
+        never = tuple(int(one) for one in self.constraints.suppress_tokens)
+        self.constraints = dataclasses.replace(self.constraints, suppress_tokens=never)
         if max_new_tokens < 1:
             raise ValueError(f"generate needs max_new_tokens >= 1, got max_new_tokens={max_new_tokens!r}.")
         needed = [name for name in model.input if not name.startswith("decoder_")]

@@ -69,12 +69,14 @@ class Constraints:
             are divided by it if positive, multiplied if negative (Keskar et al. 2019, section 4.1).
         no_repeat_ngram_size: int; no sequence of so many tokens twice (Paulus et al. 2018, section 2.5); 0: off.
         prefix: (b, p) int32 that the text begins with; negative where a row is free.
+        suppress_tokens: ids that are never written, as the padding token of Marian's models.
     """
 
     min_new_tokens: Any = 0
     repetition_penalty: Any = 1.0
     no_repeat_ngram_size: int = 0
     prefix: Any = None
+    suppress_tokens: tuple = ()
 
     @property
     def look_back(self):
@@ -85,7 +87,7 @@ class Constraints:
         """The same for `times` beams a row."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return Constraints(**{
-            name: one if one is None or np.isscalar(one) else ops.repeat(one, times, axis=0)
+            name: ops.repeat(one, times, axis=0) if hasattr(one, "shape") else one
             for name, one in fields.items()
         })  # fmt: skip
 
@@ -107,6 +109,9 @@ class Constraints:
         if self.no_repeat_ngram_size > 0:
             repeats_rv = History.repeats(history, self.no_repeat_ngram_size, vocabulary)
             scores_rv = ops.where(repeats_rv, IMPOSSIBLE, scores_rv)
+        if self.suppress_tokens:
+            never_v = np.isin(np.arange(vocabulary), self.suppress_tokens)
+            scores_rv = ops.where(ops.convert_to_tensor(never_v)[None], IMPOSSIBLE, scores_rv)
         if not _is(self.min_new_tokens, 0):
             ends_v = np.isin(np.arange(vocabulary), end_token_ids)
             early_r1 = ops.expand_dims(index < self.min_new_tokens, 1)
@@ -218,7 +223,7 @@ def tensor_options(chosen, batch):
         if prefix.ndim != 2 or prefix.shape[0] != batch or prefix.shape[1] < 1:
             raise ValueError(f"generate needs a prefix of shape ({batch}, p) with p >= 1, got shape {prefix.shape}.")
         options["prefix"] = ops.convert_to_tensor(prefix.astype("int32"))
-    return options, (*options, chosen.no_repeat_ngram_size)
+    return options, (*options, chosen.no_repeat_ngram_size, *chosen.suppress_tokens)
 
 
 def draw(logits_bv, uniform_b, sampler):

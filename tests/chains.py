@@ -87,7 +87,7 @@ def check_row(result, row, tokens, score):
 FORCED = np.array([[3, -1, 4], [-1, 0, -1], [2, 2, 2]])
 
 
-def restrict(scores, text, index, end, row, least=0, penalty=1.0, size=0, forced=None):
+def restrict(scores, text, index, end, row, least=0, penalty=1.0, size=0, forced=None, never=()):
     """What may be written, in plain Python; `text` holds the start token too."""
     raw, scores = scores, scores.copy()
     for token in set(text):
@@ -96,6 +96,7 @@ def restrict(scores, text, index, end, row, least=0, penalty=1.0, size=0, forced
         for i in range(len(text) - size + 1):
             if tuple(text[i : i + size - 1]) == tuple(text[len(text) - size + 1 :]):
                 scores[text[i + size - 1]] = -1e9
+    scores[list(never)] = -1e9
     if index < least:
         scores[list(end)] = -1e9
     if forced is not None and index < forced.shape[1] and forced[row, index] >= 0:
@@ -108,10 +109,17 @@ CONSTRAINTS = {
     "repetition_penalty": {"penalty": 1.7},
     "no_repeat_ngram_size": {"size": 2},
     "prefix": {"forced": FORCED},
+    "suppress_tokens": {"never": (3, 4)},
     "all": {"least": 4, "penalty": 1.2, "size": 3, "forced": FORCED},
 }
-KEYWORDS = {"least": "min_new_tokens", "penalty": "repetition_penalty", "size": "no_repeat_ngram_size"}
+KEYWORDS = {
+    "least": "min_new_tokens",
+    "penalty": "repetition_penalty",
+    "size": "no_repeat_ngram_size",
+    "forced": "prefix",
+    "never": "suppress_tokens",
+}
 
 
 def keywords(constraint):
-    return {KEYWORDS.get(name, "prefix"): value for name, value in CONSTRAINTS[constraint].items()}
+    return {KEYWORDS[name]: value for name, value in CONSTRAINTS[constraint].items()}
