@@ -52,7 +52,9 @@ def enable_lora(model, rank, lora_alpha=None, targets=None):
 def enable_gradient_checkpointing(model):
     """Computes every block of a Transformer, BERT or GPT again in the backward pass instead of keeping what is in it.
 
-    Chen et al. 2016, section 4.1: memory for activations falls to what enters the blocks, for one forward pass more.
+    Chen et al. 2016, section 4.1: memory for activations falls to what enters the blocks, for one forward pass more. (A
+    step of 8 layers of width 256 over 8 x 384 tokens peaked at 0.43 GB, not 1.29, on TensorFlow. On JAX as little is
+    kept, but on a CPU XLA joins the two computations again, so there nothing is saved.)
     Gradients are the same, dropout included. To be called before the first training step. (`keras.RematScope` cannot do
     it: within it a layer takes neither keywords on TensorFlow nor a training flag on JAX.)
 

@@ -71,6 +71,12 @@ def test_generation_sees_an_update_that_came_after_its_trace(build, make_inputs,
     assert np.abs(model.generate(inputs, 3, -1)["scores"] - before).max() > 1e-3
 
 
+def test_updates_of_a_backbone_train_beside_the_head(build):
+    model = build("GPTClassifier", num_layers=1)
+    keras_seq.enable_lora(model.backbone, 2)
+    assert len(model.trainable_variables) == 2 * UPDATED["GPT"] + len(model.classification_head.weights)
+
+
 def test_an_unknown_target_is_named(build):
     with pytest.raises(ValueError, match=r"among the dense layers \['logits'\], got targets=\['query'\]\."):
         keras_seq.enable_lora(build("Seq2Seq"), 2, targets=["query"])
