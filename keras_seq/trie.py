@@ -2,6 +2,8 @@
 
 import numpy as np
 
+LARGE_FAMILY = 256  # children, of a root mostly: where they fit in between is not worth the search
+
 
 class DoubleArrayTrie:
     """Paths of symbols from several roots.
@@ -50,17 +52,24 @@ class DoubleArrayTrie:
 
 def _place(children):
     """Bases and slots of nodes: each base the first where all children fall into free slots, large families first."""
-    # Sets of slots and of bases as the bits of one long integer each: a family is tried at every base at once.
-    size = 2 * len(children) + 2 * max((symbol for node in children for symbol in node), default=0) + 2
-    free_slots = free_bases = (1 << size) - 2
-    bases, slots = [0] * len(children), [0] * len(children)
+    # Sets of slots and of bases as the bits of one integer each, all but 0 free without end: a family is tried at every
+    # base at once.
+    free_slots = free_bases = -2
+    bases, slots, top = [0] * len(children), [0] * len(children), 1
     for node in sorted((node for node, edges in enumerate(children) if edges), key=lambda node: -len(children[node])):
-        fits = free_bases
-        for symbol in children[node]:
-            fits &= free_slots >> symbol
-        bases[node] = base = (fits & -fits).bit_length() - 1
+        family = np.zeros(max(children[node]) + 1, bool)
+        family[list(children[node])] = True
+        if len(children[node]) > LARGE_FAMILY:
+            base = top
+        else:
+            fits = free_bases
+            for symbol in children[node]:
+                fits &= free_slots >> symbol
+            base = (fits & -fits).bit_length() - 1
+        bases[node] = base
         free_bases ^= 1 << base
+        free_slots ^= int.from_bytes(np.packbits(family, bitorder="little").tobytes(), "little") << base
         for symbol, child in children[node].items():
             slots[child] = base + symbol
-            free_slots ^= 1 << slots[child]
+        top = max(top, base + len(family) - 1)
     return bases, slots

@@ -442,6 +442,22 @@ def test_a_megabyte_without_a_space_takes_bounded_time(wordpiece, bpe):
     assert bpe.detokenize(ids).numpy().tolist() == [string.encode() for string in strings]
 
 
+def test_wordpiece_follows_no_long_word_to_its_end():
+    tokenizer = text.WordPieceTokenizer(["[UNK]", "a", "##a", "##aa", "b", ","])
+    strings = ["a" * 2**20, "a" * 100 + ",b" * 2**15, ("a" * 101 + " ") * 97]
+    counts = [1, 51 + 2**16, 97]  # a, ##aa 49 times and ##a
+    ids, starts, ends = tokenizer.tokenize_with_offsets(strings)
+    assert ids.row_lengths().numpy().tolist() == counts
+    assert (ids[0].numpy().tolist(), starts[0].numpy().tolist(), ends[0].numpy().tolist()) == ([0], [0], [2**20])
+    assert (starts[2].numpy() == np.arange(97) * 102).all() and (ends[2].numpy() - starts[2].numpy() == 101).all()
+
+
+def test_wordpiece_without_an_unknown_token_drops_the_words_it_cannot_make_up():
+    tokenizer = text.WordPieceTokenizer(["the", "dog", "##s"])
+    ids, starts, ends = (one.to_list() for one in tokenizer.tokenize_with_offsets(["The cat's dogs", "dogx", ""]))
+    assert (ids, starts, ends) == ([[0, 1, 2], [], []], [[0, 10, 13], [], []], [[3, 13, 14], [], []])
+
+
 # --- graphs and files
 
 ALIEN = ("mutable", "pyfunc", "xla", "wordpiece", "sentencepiece", "tftext", "numpyfunction")

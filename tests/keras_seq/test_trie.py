@@ -42,3 +42,14 @@ def test_slots_are_packed_and_no_two_nodes_share_a_base():
     assert len(used) > 0.8 * len(trie.slots)
     bases = trie.slots[used, 1]
     assert len(set(bases[bases > 0])) == np.count_nonzero(bases)
+
+
+def test_families_too_large_to_be_fitted_in_are_laid_one_after_another():
+    paths = {
+        (root, (symbol, deep)): symbol for root in (0, 1) for symbol in (1, 997) for deep in range(1, 293, 1 + root)
+    }
+    trie = DoubleArrayTrie(paths, 2)
+    for (root, symbols), value in paths.items():
+        slot = walk(trie, root, symbols)
+        assert (trie.values[slot], trie.lengths[slot]) == (value, 2)
+    assert walk(trie, 1, (1, 2)) == walk(trie, 1, (1,))
