@@ -5,7 +5,7 @@ PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 RUN := .venv/bin/python
 
-.PHONY: demo test parity fixtures lint lock clean
+.PHONY: demo test parity benchmarks fixtures lint lock clean
 .DEFAULT_GOAL := test
 
 demo: .venv/installed
@@ -27,6 +27,18 @@ parity: .venv/parity
 	KERAS_SEQ_PARITY_SEED=$(SEED) $(RUN) -m pytest tests/parity
 	KERAS_SEQ_PARITY_SEED=$(SEED) KERAS_BACKEND=jax $(RUN) -m pytest tests/parity
 
+# Speed and memory against other programs, as ratios; some twenty minutes, on a machine that does nothing else.
+benchmarks: .venv/benchmarks
+	$(RUN) -m benchmarks.training
+	$(RUN) -m benchmarks.training --best
+	$(RUN) -m benchmarks.generation
+	$(RUN) -m benchmarks.generation --best
+	$(RUN) -m benchmarks.plot
+
+.venv/benchmarks: .venv/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[benchmarks]'
+	touch .venv/benchmarks
+
 # What `make test` holds the checkpoints against, written anew by transformers and torch.
 fixtures: .venv/parity
 	$(RUN) tests/parity/write_fixtures.py
@@ -47,7 +59,7 @@ fixtures: .venv/parity
 lock:
 	rm -rf .venv-lock build
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[test,benchmarks]'
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[test]'
 	.venv-lock/bin/python -m pip freeze --exclude keras-seq > requirements.lock
 	rm -rf .venv-lock build
 

@@ -1,6 +1,6 @@
 """Greedy generation, tokens per second: ours against KerasHub, transformers and CTranslate2, with the same sizes.
 
-    python benchmarks/generation.py [--model gpt|transformer] [--batch 1 8] [--rounds 7]
+    python -m benchmarks.generation [--model gpt|transformer] [--batch 1 8] [--rounds 7]
 
 Ours, transformers and CTranslate2 hold the same weights, and their tokens are compared.
 """
@@ -11,7 +11,8 @@ import sys
 import tempfile
 
 import numpy as np
-from turns import measure, table
+
+from benchmarks.turns import measure, report
 
 PROMPT, NEW = 32, 64
 SIZES = {
@@ -192,10 +193,11 @@ def main():
                 chosen = BEST if options.best else PLAIN
                 contestants = {name: (function, {**common, **more}) for name, (function, more) in chosen.items()}
                 readings = measure(contestants, options.rounds)
-                first = next(iter(chosen))
-                print(f"\n### {model}, batch {batch}, {PROMPT} tokens read, {NEW} written\n")
-                print(table(readings, "ms/token step", NEW, first))
-                print(agreement(readings, first), flush=True)
+                title = f"{model}, batch {batch}, {PROMPT} tokens read, {NEW} written" + (
+                    ", best" if options.best else ""
+                )
+                report(title, readings, "ms/step", NEW)
+                print(agreement(readings, next(iter(chosen))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A training step (forward, backward, Adam): ours against KerasHub, keras.layers, transformers and torch, same sizes.
 
-    python benchmarks/training.py [--model gpt bert transformer seq2seq] [--rounds 7] [--best]
+    python -m benchmarks.training [--model gpt bert transformer seq2seq] [--rounds 7] [--best]
 
 Every batch is full: no padding, which ours would be faster at by the buckets of its pipelines.
 """
@@ -9,7 +9,8 @@ import argparse
 import sys
 
 import numpy as np
-from turns import measure, table
+
+from benchmarks.turns import measure, report
 
 STEPS = 3
 BLOCKS = {"num_layers": 4, "num_heads": 8, "hidden_dim": 256, "intermediate_dim": 1024, "vocabulary_size": 8000}
@@ -252,8 +253,8 @@ def main():
         contestants = {name: (function, {"model": model, **more}) for name, (function, more) in chosen.items()}
         readings = measure(contestants, options.rounds)
         rows, length = ROWS[model]
-        print(f"\n### {model}, batch {rows} x {length}\n")
-        print(table(readings, "ms/step", STEPS, next(iter(chosen))), flush=True)
+        title = f"training {model}, batch {rows} x {length}" + (", best" if options.best else "")
+        report(title, readings, "ms/step", STEPS)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ does the work once.
 
 import dataclasses
 import importlib
+import json
 import multiprocessing
 import os
+import pathlib
 import resource
 import statistics
 import sys
 import time
 
 ROUNDS = 7
+RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +105,26 @@ def _resident():
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
 
 
-def table(readings, unit, amount, first):
-    """Lines of Markdown: each contestant's time, its speed against the first's, and its memory.
+def report(title, readings, unit, amount):
+    """Prints a table in Markdown, each contestant's speed against the first's, and keeps it for benchmarks.plot.
 
     Args:
-        readings: from `measure`.
+        title: of the table.
+        readings: from `measure`; the first is ours.
         unit: of the time told, e.g. "ms/step".
         amount: by which a work's milliseconds are divided.
-        first: the contestant whose speed is told as a ratio to each other's.
     """
-    base = readings[first].median
+    first = next(iter(readings.values()))
     lines = [f"| program | {unit} | ours is faster by | memory above imports, MiB |", "|---|---:|---:|---:|"]
+    kept = []
     for name, reading in readings.items():
-        ratios = [theirs / ours for theirs, ours in zip(reading.seconds, readings[first].seconds)]
-        ratio = "" if name == first else f"{reading.median / base:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        lines.append(f"| {name} | {reading.median * 1000 / amount:.2f} | {ratio} | {reading.memory:,.0f} |")
-    return "\n".join(lines)
+        ratios = [theirs / ours for theirs, ours in zip(reading.seconds, first.seconds)]
+        ratio = statistics.median(ratios)
+        told = "" if reading is first else f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        milliseconds = reading.median * 1000 / amount
+        lines.append(f"| {name} | {milliseconds:.1f} | {told} | {reading.memory:,.0f} |")
+        kept.append({"program": name, unit: milliseconds, "ratio": ratio, "range": [min(ratios), max(ratios)]})
+    print(f"\n### {title}\n\n" + "\n".join(lines), flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    slug = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
+    (RESULTS / f"{slug}.json").write_text(json.dumps({"title": title, "programs": kept}, indent=1) + "\n", "utf-8")
