@@ -219,18 +219,20 @@ def test_one_setting_is_traced_once_for_all_shapes_and_values():
         assert chain.steps == traced > 0
 
 
-@pytest.mark.parametrize("name", ["Transformer", "GPT"])
-def test_a_cache_written_in_place_gives_what_a_copied_one_gives(name, shared, build, make_inputs, monkeypatch):
-    model, copy, inputs = shared(name), build(name), prompt_of(name, make_inputs)
-    copy.set_weights(model.get_weights())
-    for sampler in (None, BeamSampler(3)):
-        arguments = (inputs, 7, -1, start_of(name), sampler)
-        in_place = model.generate(*arguments)
-        with monkeypatch.context() as patch:
-            patch.setattr(backend, "overwriting", contextlib.nullcontext)
-            copied = copy.generate(*arguments)
-        for key, one in copied.items():
-            np.testing.assert_allclose(in_place[key], one, atol=1e-5)
+if backend.BACKEND == "tensorflow":  # JAX has no other way to write than its own.
+
+    @pytest.mark.parametrize("name", ["Transformer", "GPT"])
+    def test_a_cache_written_in_place_gives_what_a_copied_one_gives(name, shared, build, make_inputs, monkeypatch):
+        model, copy, inputs = shared(name), build(name), prompt_of(name, make_inputs)
+        copy.set_weights(model.get_weights())
+        for sampler in (None, BeamSampler(3)):
+            arguments = (inputs, 7, -1, start_of(name), sampler)
+            in_place = model.generate(*arguments)
+            with monkeypatch.context() as patch:
+                patch.setattr(backend, "overwriting", contextlib.nullcontext)
+                copied = copy.generate(*arguments)
+            for key, one in copied.items():
+                np.testing.assert_allclose(in_place[key], one, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["Transformer", "GPT"])
