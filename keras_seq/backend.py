@@ -106,7 +106,7 @@ def write_at(cache_bhsc, position_b, new_bh1c):
     if not _OVERWRITING.get():
         here_bs = tf.range(length)[None] == position_b[:, None]
         return tf.where(here_bs[:, None, :, None], new_bh1c, cache_bhsc)
-    # Written in place a step of decoding costs a half to a third of what a copy of the cache costs.
+    # Nothing of the cache is copied. A test compares the answers with those of the copied way.
     rows_bh = tf.range(batch * heads) * length + tf.repeat(position_b, heads)
     flat_nc = tf.reshape(cache_bhsc, (batch * heads * length, channels))
     new_nc = tf.reshape(new_bh1c, (batch * heads, channels))
