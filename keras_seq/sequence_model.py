@@ -117,6 +117,37 @@ class SequenceModel(keras.Model):
         return model
 
 
+class TaskModel(SequenceModel):
+    """A head over a backbone, whose dtype and attention are the backbone's; abstract.
+
+    Args:
+        inputs: dict of symbolic inputs.
+        outputs: what the model returns.
+        **kwargs: `name`, `trainable`; a `dtype` in a configuration is the backbone's.
+    """
+
+    def __init__(self, inputs, outputs, **kwargs):
+        super().__init__(inputs, outputs, None, None, **{**kwargs, "dtype": self.backbone.dtype_policy})
+
+    @property
+    def attention_model(self):
+        """The backbone's, whose inputs are single texts: (b * k, t) where the model's are (b, k, t)."""
+        return self.backbone.attention_model
+
+
+def backbone_of(kind, backbone, name):
+    """A backbone as it was given or as a configuration describes it.
+
+    Raises:
+        ValueError: it is no `kind`.
+    """
+    if isinstance(backbone, dict):
+        backbone = keras.saving.deserialize_keras_object(backbone)
+    if not isinstance(backbone, kind):
+        raise ValueError(f"{name} needs a {kind.__name__} as backbone, got {type(backbone).__name__}.")
+    return backbone
+
+
 class GenerativeModel(SequenceModel):
     """A model with two doors more over the same layers, `start` and `step`; abstract."""
 

@@ -7,7 +7,7 @@ from keras_seq.blocks import EncoderBlock
 from keras_seq.embeddings import TokenEmbedding
 from keras_seq.heads import ChoiceHead, ClassificationHead, FlattenTexts, MaskedLMHead, SpanHead
 from keras_seq.positions import PositionEmbedding
-from keras_seq.sequence_model import SequenceModel, check_layers, mean_over_heads, token_inputs
+from keras_seq.sequence_model import SequenceModel, TaskModel, backbone_of, check_layers, mean_over_heads, token_inputs
 
 INPUTS = ("token_ids", "segment_ids", "padding_mask")
 
@@ -109,7 +109,7 @@ class BERT(SequenceModel):
 
 
 @keras.saving.register_keras_serializable("keras_seq")
-class BERTForPreTraining(SequenceModel):
+class BERTForPreTraining(TaskModel):
     """BERT with its two pre-training heads: masked LM and next sentence.
 
     Devlin et al. 2019, section 3.1.
@@ -128,7 +128,7 @@ class BERTForPreTraining(SequenceModel):
     """
 
     def __init__(self, backbone, **kwargs):
-        self.backbone = _backbone(backbone, "BERTForPreTraining")
+        self.backbone = backbone_of(BERT, backbone, "BERTForPreTraining")
         dtype = self.backbone.dtype_policy
         self.masked_lm_head = MaskedLMHead(
             self.backbone.token_embedding,
@@ -144,17 +144,11 @@ class BERTForPreTraining(SequenceModel):
             "masked_lm": self.masked_lm_head(encoded["sequence_output"], inputs["mask_positions"]),
             "next_sentence": self.next_sentence_head(encoded["pooled_output"]),
         }
-        kwargs["dtype"] = dtype
-        super().__init__(inputs, outputs, None, None, **kwargs)
-
-    @property
-    def attention_model(self):
-        """The backbone's."""
-        return self.backbone.attention_model
+        super().__init__(inputs, outputs, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_seq")
-class BERTClassifier(SequenceModel):
+class BERTClassifier(TaskModel):
     """BERT with a classification head, for fine-tuning.
 
     Devlin et al. 2019, section 4.1.
@@ -174,24 +168,18 @@ class BERTClassifier(SequenceModel):
     """
 
     def __init__(self, backbone, num_classes, dropout=0.1, **kwargs):
-        self.backbone = _backbone(backbone, "BERTClassifier")
+        self.backbone = backbone_of(BERT, backbone, "BERTClassifier")
         self.num_classes = num_classes
         self.dropout = dropout
         dtype = self.backbone.dtype_policy
         self.classification_head = ClassificationHead(num_classes, dropout, dtype=dtype, name="classes")
         inputs = token_inputs(*INPUTS)
         logits = self.classification_head(self.backbone(inputs)["pooled_output"])
-        kwargs["dtype"] = dtype
-        super().__init__(inputs, logits, None, None, **kwargs)
-
-    @property
-    def attention_model(self):
-        """The backbone's."""
-        return self.backbone.attention_model
+        super().__init__(inputs, logits, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_seq")
-class BERTTokenClassifier(SequenceModel):
+class BERTTokenClassifier(TaskModel):
     """BERT with a classification head over every token, for tagging.
 
     Devlin et al. 2019, section 5.3.
@@ -213,24 +201,18 @@ class BERTTokenClassifier(SequenceModel):
 
     def __init__(self, backbone, num_classes, dropout=0.1, **kwargs):
         # Not tracked as a layer: its pooler, which nothing here reads, would be a weight without a gradient.
-        object.__setattr__(self, "backbone", _backbone(backbone, "BERTTokenClassifier"))
+        object.__setattr__(self, "backbone", backbone_of(BERT, backbone, "BERTTokenClassifier"))
         self.num_classes = num_classes
         self.dropout = dropout
         dtype = self.backbone.dtype_policy
         self.classification_head = ClassificationHead(num_classes, dropout, dtype=dtype, name="classes")
         inputs = token_inputs(*INPUTS)
         logits = self.classification_head(_without_pooler(self.backbone)(inputs))
-        kwargs["dtype"] = dtype
-        super().__init__(inputs, logits, None, None, **kwargs)
-
-    @property
-    def attention_model(self):
-        """The backbone's."""
-        return self.backbone.attention_model
+        super().__init__(inputs, logits, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_seq")
-class BERTSpanClassifier(SequenceModel):
+class BERTSpanClassifier(TaskModel):
     """BERT with a span head: where in a passage the answer to a question starts and ends, if it is there.
 
     Devlin et al. 2019, section 4.2 and section 4.3. `keras_seq.best_spans` makes answers of the logits; the target of a
@@ -253,24 +235,18 @@ class BERTSpanClassifier(SequenceModel):
 
     def __init__(self, backbone, dropout=0.0, **kwargs):
         # Not tracked as a layer: its pooler, which nothing here reads, would be a weight without a gradient.
-        object.__setattr__(self, "backbone", _backbone(backbone, "BERTSpanClassifier"))
+        object.__setattr__(self, "backbone", backbone_of(BERT, backbone, "BERTSpanClassifier"))
         self.dropout = dropout
         dtype = self.backbone.dtype_policy
         self.span_head = SpanHead(dropout, dtype=dtype, name="span")
         inputs = token_inputs(*INPUTS, "answer_mask")
         x = _without_pooler(self.backbone)({name: inputs[name] for name in INPUTS})
         start, end = self.span_head(x, inputs["answer_mask"])
-        kwargs["dtype"] = dtype
-        super().__init__(inputs, {"start_logits": start, "end_logits": end}, None, None, **kwargs)
-
-    @property
-    def attention_model(self):
-        """The backbone's."""
-        return self.backbone.attention_model
+        super().__init__(inputs, {"start_logits": start, "end_logits": end}, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_seq")
-class BERTMultipleChoice(SequenceModel):
+class BERTMultipleChoice(TaskModel):
     """BERT with a score for each of k texts: which of them is right.
 
     Devlin et al. 2019, section 4.4.
@@ -289,30 +265,16 @@ class BERTMultipleChoice(SequenceModel):
     """
 
     def __init__(self, backbone, dropout=0.1, **kwargs):
-        self.backbone = _backbone(backbone, "BERTMultipleChoice")
+        self.backbone = backbone_of(BERT, backbone, "BERTMultipleChoice")
         self.dropout = dropout
         dtype = self.backbone.dtype_policy
         self.choice_head = ChoiceHead(dropout, dtype=dtype, name="choice")
         inputs = token_inputs(*INPUTS, axes=2)
         encoded = self.backbone({name: FlattenTexts()(inputs[name]) for name in INPUTS})
         logits = self.choice_head(encoded["pooled_output"], inputs["padding_mask"])
-        kwargs["dtype"] = dtype
-        super().__init__(inputs, logits, None, None, **kwargs)
-
-    @property
-    def attention_model(self):
-        """The backbone's, whose inputs are the single texts (b * k, t)."""
-        return self.backbone.attention_model
+        super().__init__(inputs, logits, **kwargs)
 
 
 def _without_pooler(backbone):
     """The same graph up to the sequence output."""
     return keras.Model(backbone.input, backbone._views[0], name=f"{backbone.name}_encoder")
-
-
-def _backbone(backbone, name):
-    if isinstance(backbone, dict):
-        backbone = keras.saving.deserialize_keras_object(backbone)
-    if not isinstance(backbone, BERT):
-        raise ValueError(f"{name} needs a BERT as backbone, got {type(backbone).__name__}.")
-    return backbone

@@ -14,7 +14,14 @@ from keras_seq.positions import (
     check_encoding,
     check_length,
 )
-from keras_seq.sequence_model import GenerativeModel, SequenceModel, check_layers, mean_over_heads, token_inputs
+from keras_seq.sequence_model import (
+    GenerativeModel,
+    TaskModel,
+    backbone_of,
+    check_layers,
+    mean_over_heads,
+    token_inputs,
+)
 
 INPUTS = ("token_ids", "padding_mask")
 
@@ -177,7 +184,7 @@ class GPT(GenerativeModel):
 
 
 @keras.saving.register_keras_serializable("keras_seq")
-class GPTClassifier(SequenceModel):
+class GPTClassifier(TaskModel):
     """GPT with a classification head on the last real token, for fine-tuning with the language model as a second task.
 
     Radford et al. 2018, section 3.2 and section 3.3: classification and entailment, whose inputs
@@ -201,25 +208,19 @@ class GPTClassifier(SequenceModel):
     """
 
     def __init__(self, backbone, num_classes, dropout=0.1, **kwargs):
-        self.backbone = _backbone(backbone, "GPTClassifier")
+        self.backbone = backbone_of(GPT, backbone, "GPTClassifier")
         self.num_classes = num_classes
         self.dropout = dropout
         dtype = self.backbone.dtype_policy
         self.classification_head = ClassificationHead(num_classes, dropout, dtype=dtype, name="classes")
         inputs = token_inputs(*INPUTS)
         extracted, language_model = _read(self.backbone, inputs)
-        kwargs["dtype"] = dtype
         outputs = {"logits": self.classification_head(extracted), "language_model": language_model}
-        super().__init__(inputs, outputs, None, None, **kwargs)
-
-    @property
-    def attention_model(self):
-        """The backbone's."""
-        return self.backbone.attention_model
+        super().__init__(inputs, outputs, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_seq")
-class GPTSimilarityClassifier(SequenceModel):
+class GPTSimilarityClassifier(TaskModel):
     """GPT with a classification head on two texts in both orders: their extract tokens' hidden states are added.
 
     Radford et al. 2018, section 3.3, "Similarity". The loss is GPTClassifier's.
@@ -240,7 +241,7 @@ class GPTSimilarityClassifier(SequenceModel):
     """
 
     def __init__(self, backbone, num_classes, dropout=0.1, **kwargs):
-        self.backbone = _backbone(backbone, "GPTSimilarityClassifier")
+        self.backbone = backbone_of(GPT, backbone, "GPTSimilarityClassifier")
         self.num_classes = num_classes
         self.dropout = dropout
         dtype = self.backbone.dtype_policy
@@ -253,17 +254,11 @@ class GPTSimilarityClassifier(SequenceModel):
             "logits": self.classification_head(both),
             "language_model": unflatten(language_model, inputs["token_ids"]),
         }
-        kwargs["dtype"] = dtype
-        super().__init__(inputs, outputs, None, None, **kwargs)
-
-    @property
-    def attention_model(self):
-        """The backbone's, whose inputs are the single texts (b * 2, t)."""
-        return self.backbone.attention_model
+        super().__init__(inputs, outputs, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_seq")
-class GPTMultipleChoice(SequenceModel):
+class GPTMultipleChoice(TaskModel):
     """GPT with a score for each of k texts, one an answer: which of them is right.
 
     Radford et al. 2018, section 3.3, "Question Answering and Commonsense Reasoning". The loss is GPTClassifier's.
@@ -283,7 +278,7 @@ class GPTMultipleChoice(SequenceModel):
     """
 
     def __init__(self, backbone, dropout=0.1, **kwargs):
-        self.backbone = _backbone(backbone, "GPTMultipleChoice")
+        self.backbone = backbone_of(GPT, backbone, "GPTMultipleChoice")
         self.dropout = dropout
         dtype = self.backbone.dtype_policy
         self.choice_head = ChoiceHead(dropout, dtype=dtype, name="choice")
@@ -293,13 +288,7 @@ class GPTMultipleChoice(SequenceModel):
             "logits": self.choice_head(extracted, inputs["padding_mask"]),
             "language_model": UnflattenTexts()(language_model, inputs["token_ids"]),
         }
-        kwargs["dtype"] = dtype
-        super().__init__(inputs, outputs, None, None, **kwargs)
-
-    @property
-    def attention_model(self):
-        """The backbone's, whose inputs are the single texts (b * k, t)."""
-        return self.backbone.attention_model
+        super().__init__(inputs, outputs, **kwargs)
 
 
 def _read(backbone, inputs):
@@ -308,11 +297,3 @@ def _read(backbone, inputs):
     last = ops.maximum(ops.sum(ops.cast(inputs["padding_mask"], "int32"), axis=1) - 1, 0)
     extracted = ops.take_along_axis(hidden, ops.expand_dims(ops.expand_dims(last, 1), 2), axis=1)
     return ops.squeeze(extracted, 1), backbone.token_embedding(hidden, reverse=True)
-
-
-def _backbone(backbone, name):
-    if isinstance(backbone, dict):
-        backbone = keras.saving.deserialize_keras_object(backbone)
-    if not isinstance(backbone, GPT):
-        raise ValueError(f"{name} needs a GPT as backbone, got {type(backbone).__name__}.")
-    return backbone
