@@ -104,6 +104,7 @@ def score(model, inputs, target_ids, target_mask, start_token_id=None):
         inputs, target = inputs_and_target
         return score_of(model, inputs, target["ids"], target["mask"], start_token_id)
 
+    call.key = (start_token_id,)  # the target's length is a shape, not a setting
     scored = call.function(run, any_shape=True)((call.inputs, target), call.options)
     return tree.map_structure(ops.convert_to_numpy, scored)
 
@@ -121,7 +122,8 @@ class _Call:
         needed = [name for name in model.input if not name.startswith("decoder_")]
         if sorted(inputs) != sorted(needed):
             raise ValueError(f"generate needs inputs {needed}, got {sorted(inputs)}.")
-        self.inputs = {name: ops.convert_to_tensor(inputs[name]) for name in needed}
+        # One dtype each, for whatever ints or bools the masks came as there is one trace.
+        self.inputs = {name: ops.cast(inputs[name], "bool" if name.endswith("mask") else "int32") for name in needed}
         batch, length = self.inputs[needed[0]].shape
         prompted = "token_ids" in inputs
         if start_token_id is None and not prompted:

@@ -131,6 +131,14 @@ def test_a_start_token_of_gpt_is_put_before_the_prompt(shared, make_inputs):
         np.testing.assert_allclose(one, expected[key], atol=1e-5)
 
 
+def test_masks_may_be_bool_or_int_from_call_to_call(shared, make_inputs):
+    model, inputs = shared("GPT"), make_inputs("GPT")
+    expected = model.generate(inputs, 5, 2)
+    for dtype in ("int32", "int64", "float32"):
+        other = {"token_ids": inputs["token_ids"].astype("int64"), "padding_mask": inputs["padding_mask"].astype(dtype)}
+        np.testing.assert_array_equal(model.generate(other, 5, 2)["token_ids"], expected["token_ids"])
+
+
 def test_generation_follows_the_weights(build, make_inputs, randomized):
     model, inputs = build("GPT"), make_inputs("GPT")
     answers = []
@@ -217,6 +225,18 @@ def test_one_setting_is_traced_once_for_all_shapes_and_values():
         for n in batches:
             write(chain, sources(*range(n)), 5, sampler(n), repetition_penalty=1 + n / 10)
         assert chain.steps == traced > 0
+
+
+def test_scores_are_traced_once_for_targets_of_all_lengths(shared, make_inputs, monkeypatch):
+    model, inputs, traced = shared("GPT"), make_inputs("GPT"), []
+    keras_seq.generation.forget(model)
+    plain = keras_seq.generation.score_of
+    monkeypatch.setattr(keras_seq.generation, "score_of", lambda *all: traced.append(all) or plain(*all))
+    # JAX compiles each shape by itself.
+    lengths = (2, 3, 5) if keras.backend.backend() == "tensorflow" else (3, 3)
+    for length in lengths:
+        keras_seq.score(model, inputs, np.ones((3, length)), np.ones((3, length)))
+    assert len(traced) == 1
 
 
 if backend.BACKEND == "tensorflow":  # JAX has no other way to write than its own.
