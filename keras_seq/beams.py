@@ -2,14 +2,12 @@
 
 from keras import ops, tree
 
+from keras_seq import backend
 from keras_seq.samplers import IMPOSSIBLE, History
 
 
 def beam_search(model, begun, max_new_tokens, ends, sampler, limits_b, constraints):
     """The best `num_beams` sequences a row, all rows side by side.
-
-    A state has b * w rows for w beams. What is the same for all beams of a row at every step (under "memory") is
-    repeated once and never reordered.
 
     Args:
         model: with `step`.
@@ -23,104 +21,135 @@ def beam_search(model, begun, max_new_tokens, ends, sampler, limits_b, constrain
     Returns:
         dict: token_ids (b, w, n), lengths (b, w), scores (b, w), best first.
     """
-    width = sampler.num_beams
-    penalty_b1 = ops.cast(sampler.length_penalty, "float32")[:, None]
-    constraints = constraints.repeated(width)
-    batch = ops.shape(begun["token"])[0]
-    places_n = ops.arange(max_new_tokens)[None, None]
-    rows_b1 = ops.arange(batch)[:, None] * width
+    search = _Search(model, begun, max_new_tokens, ends, sampler, limits_b, constraints)
+    _, _, done = ops.while_loop(
+        lambda index, carry, done: (index < max_new_tokens) & ops.any(carry["open"]),
+        search.step,
+        (ops.convert_to_tensor(0, "int32"), search.first_carry(begun), search.nothing_done()),
+    )
+    return {name: done[name] for name in ("token_ids", "lengths", "scores")}
 
-    def spread(x):
-        return ops.repeat(x, width, axis=0)
 
-    def ranked(scores_bk, length):
-        return scores_bk / ops.power(ops.cast(length, "float32"), penalty_b1)
+class _Search:
+    """What stays the same from step to step, and a step.
 
-    def bonus(coverage_rs):
-        """What is added to the ranks of sequences that end: (b, w), at most 0."""
-        # A float32 has no logarithm of 0; nothing that the search could choose has one lower than this.
-        seen_rs = ops.clip(coverage_rs, 1e-9, 1.0)
-        logs_rs = ops.where(begun_real_rs, ops.log(seen_rs), 0.0)
-        return ops.reshape(ops.sum(logs_rs, axis=1), (batch, width)) * sampler.coverage_penalty[:, None]
+    A state has b * w rows for w beams. What is the same for all beams of a row at every step (under "memory") is
+    repeated once and never reordered.
+    """
 
-    def body(index, carry, done):
-        logits_rv, state, attention_rs = model.step(carry["token"], carry["state"])
+    def __init__(self, model, begun, max_new_tokens, ends, sampler, limits_b, constraints):
+        self.model, self.ends, self.limits_b, self.sampler = model, ends, limits_b, sampler
+        self.width, self.max_new_tokens = sampler.num_beams, max_new_tokens
+        self.constraints = constraints.repeated(self.width)
+        self.batch = ops.shape(begun["token"])[0]
+        self.real_rs = self.spread(begun["real"])
+
+    def spread(self, x):
+        return ops.repeat(x, self.width, axis=0)
+
+    def first_carry(self, begun):
+        nothing_bw = ops.zeros((self.batch, self.width), "float32")
+        return {
+            "token": self.spread(begun["token"]),
+            "state": tree.map_structure(self.spread, begun["state"]),
+            "history": tree.map_structure(self.spread, begun["history"]),
+            "coverage": ops.zeros_like(self.real_rs, dtype="float32") if self.sampler.covers else (),
+            "tokens": ops.zeros((self.batch, self.width, self.max_new_tokens), "int32"),
+            # All beams of a row are alike at first: one of them is enough.
+            "ranking": ops.where(ops.arange(self.width)[None] == 0, 0.0, IMPOSSIBLE) + nothing_bw,
+            "scores": nothing_bw,
+            "open": ops.ones_like(begun["token"], dtype="bool"),
+        }
+
+    def nothing_done(self):
+        shape = (self.batch, self.width)
+        return {
+            "token_ids": ops.zeros((*shape, self.max_new_tokens), "int32"),
+            "lengths": ops.zeros(shape, "int32"),
+            "scores": ops.zeros(shape, "float32"),
+            "ranks": ops.zeros(shape, "float32") + 2 * IMPOSSIBLE,
+        }
+
+    def step(self, index, carry, done):
+        with backend.overwriting():
+            logits_rv, state, attention_rs = self.model.step(carry["token"], carry["state"])
+        coverage_rs = carry["coverage"] + attention_rs if self.sampler.covers else carry["coverage"]
+        grown = self._candidates(index, carry, logits_rv)
+        length, count = index + 1, grown["token"].shape[1]
+        ends_bk = ops.expand_dims(length >= self.limits_b, 1)
+        for end in self.ends:
+            ends_bk = ends_bk | (grown["token"] == end)
+        ranks_bk = self._ranked(grown["ranking"], length)
+        if self.sampler.covers:
+            ranks_bk = ranks_bk + _pick(self._coverage_bonus(coverage_rs), grown["source"])
+        # It counts as finished if it is among the `width` likeliest of a row still open.
+        counts_bk = ends_bk & (ops.arange(count)[None] < self.width) & carry["open"][:, None]
+        new = {
+            "token_ids": grown["tokens"],
+            "lengths": ops.zeros_like(grown["token"]) + length,
+            "scores": grown["scores"],
+            "ranks": ops.where(counts_bk, ranks_bk, 2 * IMPOSSIBLE),
+        }
+        done = _best(done, new, self.width)
+        carry = self._go_on(carry, state, coverage_rs, grown, ends_bk)
+        # Without its coverage a beam may yet become better than it stands, never with it.
+        beaten_b = done["ranks"][:, -1] >= self._ranked(carry["ranking"], length)[:, 0]
+        return length, {**carry, "open": carry["open"] & ~beaten_b & (length < self.limits_b)}, done
+
+    def _candidates(self, index, carry, logits_rv):
+        """The likeliest continuations of a row's beams, best first, each (b, k): `ranking` under the constraints,
+        `scores` under the model alone, the beam they come from, their last token, and (b, k, n) all their tokens."""
         vocabulary = logits_rv.shape[-1]
         plain_rv = ops.log_softmax(logits_rv)
-        steps_rv = constraints.apply(plain_rv, carry["history"], index, ends)
-        steps_bwv = ops.reshape(steps_rv, (batch, width, vocabulary))
-        totals_bk = ops.reshape(carry["ranking"][:, :, None] + steps_bwv, (batch, width * vocabulary))
+        steps_rv = self.constraints.apply(plain_rv, carry["history"], index, self.ends)
+        steps_bwv = ops.reshape(steps_rv, (self.batch, self.width, vocabulary))
+        totals_bk = ops.reshape(carry["ranking"][:, :, None] + steps_bwv, (self.batch, self.width * vocabulary))
         # Twice as many candidates as beams: even if `width` of them end here, `width` go on.
-        count = min(2 * width, width * vocabulary)
-        totals_bk, flat_bk = ops.top_k(totals_bk, count)
+        totals_bk, flat_bk = ops.top_k(totals_bk, min(2 * self.width, self.width * vocabulary))
         source_bk, token_bk = flat_bk // vocabulary, ops.cast(flat_bk % vocabulary, "int32")
-        plain_bk = _pick(ops.reshape(plain_rv, (batch, width * vocabulary)), flat_bk)
-        scores_bk = _pick(carry["scores"], source_bk) + plain_bk
-        tokens_bkn = ops.where(places_n == index, token_bk[:, :, None], _pick(carry["tokens"], source_bk))
-        length = index + 1
-        ends_bk = ops.expand_dims(length >= limits_b, 1)
-        for end in ends:
-            ends_bk = ends_bk | (token_bk == end)
-        ranks_bk = ranked(totals_bk, length)
-        coverage_rs = carry["coverage"]
-        if sampler.covers:
-            coverage_rs = coverage_rs + attention_rs
-            ranks_bk = ranks_bk + _pick(bonus(coverage_rs), source_bk)
-        # It counts as finished if it is among the `width` likeliest of a row still open.
-        counts_bk = ends_bk & (ops.arange(count)[None] < width) & carry["open"][:, None]
-        lengths_bk = ops.zeros_like(token_bk) + length
-        done = _best(done, {
-            "token_ids": tokens_bkn, "lengths": lengths_bk, "scores": scores_bk,
-            "ranks": ops.where(counts_bk, ranks_bk, 2 * IMPOSSIBLE),
-        }, width)  # fmt: skip
-        # The likeliest candidates that do not end here are the next beams.
-        ranking_bw, chosen_bw = ops.top_k(ops.where(ends_bk, IMPOSSIBLE + totals_bk, totals_bk), width)
-        token_r = ops.reshape(_pick(token_bk, chosen_bw), (-1,))
-        order_r = ops.reshape(_pick(source_bk, chosen_bw) + rows_b1, (-1,))
+        plain_bk = _pick(ops.reshape(plain_rv, (self.batch, self.width * vocabulary)), flat_bk)
+        here_n = ops.arange(self.max_new_tokens)[None, None] == index
+        return {
+            "ranking": totals_bk,
+            "scores": _pick(carry["scores"], source_bk) + plain_bk,
+            "source": source_bk,
+            "token": token_bk,
+            "tokens": ops.where(here_n, token_bk[:, :, None], _pick(carry["tokens"], source_bk)),
+        }
+
+    def _go_on(self, carry, state, coverage_rs, grown, ends_bk):
+        """The likeliest candidates that do not end here are the next beams."""
+        totals_bk = grown["ranking"]
+        ranking_bw, chosen_bw = ops.top_k(ops.where(ends_bk, IMPOSSIBLE + totals_bk, totals_bk), self.width)
+        token_r = ops.reshape(_pick(grown["token"], chosen_bw), (-1,))
+        rows_b1 = ops.arange(self.batch)[:, None] * self.width
+        order_r = ops.reshape(_pick(grown["source"], chosen_bw) + rows_b1, (-1,))
 
         def reordered(x):
             return ops.take(x, order_r, axis=0)
 
         history = tree.map_structure(reordered, carry["history"])
-        # Without its coverage a beam may yet become better than it stands, never with it.
-        beaten_b = done["ranks"][:, -1] >= ranked(ranking_bw, length)[:, 0]
-        carry = {
+        return {
+            **carry,
             "token": token_r,
             "state": _map_changing(reordered, state),
-            "history": History.append(history, token_r) if constraints.look_back else history,
-            "coverage": reordered(coverage_rs) if sampler.covers else coverage_rs,
-            "tokens": _pick(tokens_bkn, chosen_bw),
+            "history": History.append(history, token_r) if self.constraints.look_back else history,
+            "coverage": tree.map_structure(reordered, coverage_rs),
+            "tokens": _pick(grown["tokens"], chosen_bw),
             "ranking": ranking_bw,
-            "scores": _pick(scores_bk, chosen_bw),
-            "open": carry["open"] & ops.logical_not(beaten_b) & (length < limits_b),
+            "scores": _pick(grown["scores"], chosen_bw),
         }
-        return length, carry, done
 
-    tokens = ops.zeros((batch, width, max_new_tokens), "int32")
-    nothing = ops.zeros((batch, width), "float32")
-    begun_real_rs = spread(begun["real"])
-    carry = {
-        "token": spread(begun["token"]),
-        "state": tree.map_structure(spread, begun["state"]),
-        "history": tree.map_structure(spread, begun["history"]),
-        "coverage": ops.zeros_like(begun_real_rs, dtype="float32") if sampler.covers else (),
-        "tokens": tokens,
-        "ranking": ops.where(ops.arange(width)[None] == 0, 0.0, IMPOSSIBLE) + nothing,
-        "scores": nothing,
-        "open": ops.ones_like(begun["token"], dtype="bool"),
-    }
-    done = {
-        "token_ids": tokens,
-        "lengths": ops.zeros((batch, width), "int32"),
-        "scores": nothing,
-        "ranks": nothing + 2 * IMPOSSIBLE,
-    }
-    _, _, done = ops.while_loop(
-        lambda index, carry, done: (index < max_new_tokens) & ops.any(carry["open"]),
-        body,
-        (ops.convert_to_tensor(0, "int32"), carry, done),
-    )
-    return {name: done[name] for name in ("token_ids", "lengths", "scores")}
+    def _ranked(self, scores_bk, length):
+        penalty_b1 = ops.cast(self.sampler.length_penalty, "float32")[:, None]
+        return scores_bk / ops.power(ops.cast(length, "float32"), penalty_b1)
+
+    def _coverage_bonus(self, coverage_rs):
+        """What is added to the ranks of sequences that end: (b, w), at most 0."""
+        # A float32 has no logarithm of 0; nothing that the search could choose has one lower than this.
+        logs_rs = ops.where(self.real_rs, ops.log(ops.clip(coverage_rs, 1e-9, 1.0)), 0.0)
+        summed_bw = ops.reshape(ops.sum(logs_rs, axis=1), (self.batch, self.width))
+        return summed_bw * self.sampler.coverage_penalty[:, None]
 
 
 def _pick(x_bk, chosen_bw):

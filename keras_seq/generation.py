@@ -13,7 +13,7 @@ from keras import ops, tree
 from keras_seq import backend
 from keras_seq.beams import beam_search
 from keras_seq.positions import check_length
-from keras_seq.samplers import BeamSampler, Constraints, GreedySampler, History, RandomSampler, draw, tensor_options
+from keras_seq.samplers import BeamSampler, Constraints, GreedySampler, History, RandomSampler, draw
 
 FREE = Constraints()
 
@@ -114,6 +114,8 @@ class _Call:
 
     def __init__(self, model, inputs, max_new_tokens, end_token_id, start_token_id, sampler, constraints):
         self.sampler = GreedySampler() if sampler is None else sampler
+        if not isinstance(self.sampler, GreedySampler | RandomSampler | BeamSampler):
+            raise ValueError(f"generate needs a GreedySampler, RandomSampler or BeamSampler, got {sampler!r}.")
         self.constraints = Constraints(**constraints)
         never = tuple(int(one) for one in self.constraints.suppress_tokens)
         self.constraints = dataclasses.replace(self.constraints, suppress_tokens=never)
@@ -133,8 +135,8 @@ class _Call:
         new = max_new_tokens + (length + (start_token_id is not None) if prompted else 0)
         check_length(model, max(length, new), getattr(model, "max_sequence_length", None))
         self.ends = tuple(int(one) for one in np.ravel(end_token_id))
-        sampler_options, sampler_key = tensor_options(self.sampler, batch)
-        constraint_options, constraint_key = tensor_options(self.constraints, batch)
+        sampler_options, sampler_key = self.sampler.options(batch)
+        constraint_options, constraint_key = self.constraints.options(batch)
         self.options = (sampler_options, constraint_options)
         self.key = (sampler_key, constraint_key, max_new_tokens, self.ends, start_token_id)
         self.model = model
@@ -183,8 +185,7 @@ def decode(
     if isinstance(sampler, BeamSampler):
         begun = _begin(model, inputs, max_new_tokens, start_token_id, constraints)
         limits = _limits(limits, begun["token"], max_new_tokens)
-        with backend.overwriting():
-            return beam_search(model, begun, max_new_tokens, ends, sampler, limits, constraints)
+        return beam_search(model, begun, max_new_tokens, ends, sampler, limits, constraints)
     carry = _first(model, inputs, max_new_tokens, start_token_id, sampler, constraints)
     limits = _limits(limits, carry["token"], max_new_tokens)
     tokens_bn = ops.zeros((ops.shape(carry["token"])[0], max_new_tokens), "int32")
@@ -195,8 +196,7 @@ def decode(
         carry = _grow(model, carry, max_new_tokens, ends, sampler, constraints, limits)
         return carry, ops.where(here_n, carry["token"][:, None], tokens_bn)
 
-    with backend.overwriting():
-        carry, tokens_bn = ops.while_loop(lambda carry, _: _goes_on(carry, max_new_tokens), body, (carry, tokens_bn))
+    carry, tokens_bn = ops.while_loop(lambda carry, _: _goes_on(carry, max_new_tokens), body, (carry, tokens_bn))
     return {"token_ids": tokens_bn, "lengths": carry["lengths"], "scores": carry["scores"]}
 
 

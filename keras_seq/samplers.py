@@ -15,6 +15,10 @@ IMPOSSIBLE = -1e9  # a log-probability that no candidate has
 class GreedySampler:
     """The most probable token at each step."""
 
+    def options(self, batch):
+        """The numbers as tensors, one a row, so that others need no new trace; and what is left as a key for it."""
+        return {}, "greedy"
+
 
 @dataclasses.dataclass(frozen=True)
 class RandomSampler:
@@ -33,6 +37,17 @@ class RandomSampler:
     top_k: Any = 0
     top_p: Any = 1.0
     seeds: Any = None
+
+    def options(self, batch):
+        """See GreedySampler.options."""
+        seeds = np.random.randint(2**31 - 1, size=batch) if self.seeds is None else self.seeds
+        options = {
+            "temperature": _rows(self, self.temperature, "float32", batch),
+            "top_k": _rows(self, self.top_k, "int32", batch),
+            "top_p": _rows(self, self.top_p, "float32", batch),
+            "seeds": _rows(self, seeds, "int64" if backend.BACKEND == "tensorflow" else "int32", batch),
+        }
+        return options, "random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +73,15 @@ class BeamSampler:
         """Whether coverage matters."""
         return not _is(self.coverage_penalty, 0)
 
+    def options(self, batch):
+        """See GreedySampler.options."""
+        if self.num_beams < 1:
+            raise ValueError(f"BeamSampler needs num_beams >= 1, got num_beams={self.num_beams!r}.")
+        options = {"length_penalty": _rows(self, self.length_penalty, "float32", batch)}
+        if self.covers:
+            options["coverage_penalty"] = _rows(self, self.coverage_penalty, "float32", batch)
+        return options, ("beam", self.num_beams, *options)
+
 
 @dataclasses.dataclass(frozen=True)
 class Constraints:
@@ -82,6 +106,24 @@ class Constraints:
     def look_back(self):
         """Whether what was written before matters."""
         return self.no_repeat_ngram_size > 0 or not _is(self.repetition_penalty, 1.0)
+
+    def options(self, batch):
+        """See GreedySampler.options."""
+        if self.no_repeat_ngram_size < 0:
+            raise ValueError(f"generate needs no_repeat_ngram_size >= 0, got {self.no_repeat_ngram_size!r}.")
+        if np.any(np.asarray(self.repetition_penalty) <= 0):
+            raise ValueError(f"generate needs repetition_penalty > 0, got {self.repetition_penalty!r}.")
+        options = {}
+        if not _is(self.min_new_tokens, 0):
+            options["min_new_tokens"] = _rows(self, self.min_new_tokens, "int32", batch)
+        if not _is(self.repetition_penalty, 1.0):
+            options["repetition_penalty"] = _rows(self, self.repetition_penalty, "float32", batch)
+        if self.prefix is not None:
+            prefix = np.asarray(self.prefix)
+            if prefix.ndim != 2 or prefix.shape[0] != batch or prefix.shape[1] < 1:
+                raise ValueError(f"generate needs a prefix of shape ({batch}, p) with p >= 1, got {prefix.shape}.")
+            options["prefix"] = ops.convert_to_tensor(prefix.astype("int32"))
+        return options, (*options, self.no_repeat_ngram_size, *self.suppress_tokens)
 
     def repeated(self, times):
         """The same for `times` beams a row."""
@@ -170,60 +212,13 @@ def _is(value, off):
     return isinstance(value, int | float) and value == off
 
 
-def tensor_options(chosen, batch):
-    """The numbers of a sampler or of Constraints as tensors, one a row, so that other numbers need no new trace.
-
-    Returns:
-        dict of tensors, and what is left as a key for the trace.
-
-    Raises:
-        ValueError: options that are not one a row, num_beams < 1, no_repeat_ngram_size < 0, a penalty <= 0.
-    """
-    name = type(chosen).__name__
-
-    def rows(value, dtype):
-        value = np.asarray(value)
-        if value.shape not in ((), (batch,)):
-            raise ValueError(
-                f"{name} needs options that are scalars or one a row, got shape {value.shape} for {batch}."
-            )
-        return ops.convert_to_tensor(np.broadcast_to(value, (batch,)).astype(dtype))
-
-    if isinstance(chosen, GreedySampler):
-        return {}, "greedy"
-    if isinstance(chosen, BeamSampler):
-        if chosen.num_beams < 1:
-            raise ValueError(f"BeamSampler needs num_beams >= 1, got num_beams={chosen.num_beams!r}.")
-        options = {"length_penalty": rows(chosen.length_penalty, "float32")}
-        if chosen.covers:
-            options["coverage_penalty"] = rows(chosen.coverage_penalty, "float32")
-        return options, ("beam", chosen.num_beams, *options)
-    if isinstance(chosen, RandomSampler):
-        seeds = np.random.randint(2**31 - 1, size=batch) if chosen.seeds is None else chosen.seeds
-        options = {
-            "temperature": rows(chosen.temperature, "float32"),
-            "top_k": rows(chosen.top_k, "int32"),
-            "top_p": rows(chosen.top_p, "float32"),
-            "seeds": rows(seeds, "int64" if backend.BACKEND == "tensorflow" else "int32"),
-        }
-        return options, "random"
-    if not isinstance(chosen, Constraints):
-        raise ValueError(f"generate needs a GreedySampler, RandomSampler or BeamSampler, got {chosen!r}.")
-    if chosen.no_repeat_ngram_size < 0:
-        raise ValueError(f"generate needs no_repeat_ngram_size >= 0, got {chosen.no_repeat_ngram_size!r}.")
-    if np.any(np.asarray(chosen.repetition_penalty) <= 0):
-        raise ValueError(f"generate needs repetition_penalty > 0, got {chosen.repetition_penalty!r}.")
-    options = {}
-    if not _is(chosen.min_new_tokens, 0):
-        options["min_new_tokens"] = rows(chosen.min_new_tokens, "int32")
-    if not _is(chosen.repetition_penalty, 1.0):
-        options["repetition_penalty"] = rows(chosen.repetition_penalty, "float32")
-    if chosen.prefix is not None:
-        prefix = np.asarray(chosen.prefix)
-        if prefix.ndim != 2 or prefix.shape[0] != batch or prefix.shape[1] < 1:
-            raise ValueError(f"generate needs a prefix of shape ({batch}, p) with p >= 1, got shape {prefix.shape}.")
-        options["prefix"] = ops.convert_to_tensor(prefix.astype("int32"))
-    return options, (*options, chosen.no_repeat_ngram_size, *chosen.suppress_tokens)
+def _rows(chosen, value, dtype, batch):
+    """An option as a tensor, one number a row."""
+    value = np.asarray(value)
+    if value.shape not in ((), (batch,)):
+        name = type(chosen).__name__
+        raise ValueError(f"{name} needs options that are scalars or one a row, got shape {value.shape} for {batch}.")
+    return ops.convert_to_tensor(np.broadcast_to(value, (batch,)).astype(dtype))
 
 
 def draw(logits_bv, uniform_b, sampler):

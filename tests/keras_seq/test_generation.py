@@ -282,7 +282,7 @@ def test_outside_a_loop_a_state_can_be_fed_two_tokens(name, shared, make_inputs)
         ({"sampler": BeamSampler(2, [1.0])}, r"BeamSampler needs options .* one a row, got shape \(1,\) for 3."),
         ({"repetition_penalty": 0.0}, "generate needs repetition_penalty > 0, got 0.0."),
         ({"no_repeat_ngram_size": -1}, "generate needs no_repeat_ngram_size >= 0, got -1."),
-        ({"prefix": [[1], [2]]}, r"generate needs a prefix of shape \(3, p\) with p >= 1, got shape \(2, 1\)."),
+        ({"prefix": [[1], [2]]}, r"generate needs a prefix of shape \(3, p\) with p >= 1, got \(2, 1\)."),
     ],
 )
 def test_errors_name_the_rule_and_the_value(arguments, message):
