@@ -12,43 +12,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tensorflow_serving.config import model_server_config_pb2
+
 from serving.model_server.errors import Code, StatusError, as_status, invalid
 from serving.model_server.loaded import LoadedVersion
+from serving.model_server.model_config import ModelSettings, read_models
+from serving.model_server.signature import in_braces
 
 logger = logging.getLogger("serving.model_server")
 
 State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
 MAX_VERSION = 2**63 - 1
-
-
-@dataclass(frozen=True)
-class VersionPolicy:
-    """Which of the versions present are wanted: the `latest` n, `all`, or a `specific` set."""
-
-    kind: Literal["latest", "all", "specific"] = "latest"
-    count: int = 1
-    versions: frozenset[int] = frozenset()
-
-    def wanted(self, present: set[int]) -> set[int]:
-        if self.kind == "all":
-            return set(present)
-        if self.kind == "specific":
-            return present & self.versions
-        return set(sorted(present)[-self.count :])
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """One entry of the server's configuration."""
-
-    name: str
-    base_path: Path
-    policy: VersionPolicy = VersionPolicy()
-    labels: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,6 +60,8 @@ class ModelManager:
         retry_seconds: pause between two attempts at an unchanged folder.
         tags: the MetaGraph's tags.
         allow_xla: whether signatures that need XLA are run.
+        early_labels: whether a label may name a version that is not available: "never"; "new", if it is not one that
+            is moved; "any".
     """
 
     def __init__(
@@ -94,18 +74,27 @@ class ModelManager:
         retry_seconds: float = 60.0,
         tags: tuple[str, ...] = ("serve",),
         allow_xla: bool = False,
+        early_labels: Literal["never", "new", "any"] = "never",
     ):
         self.models = {model.name: model for model in models}
         self._poll_seconds, self._session_config, self._warm_up = poll_seconds, session_config, warm_up
         self._max_retries, self._retry_seconds, self._tags = max_retries, retry_seconds, tags
         self._allow_xla = allow_xla
+        self._early_labels = early_labels
+        self._labels: dict[str, dict[str, int]] = {}
         self._records: dict[str, dict[int, VersionRecord]] = {name: {} for name in self.models}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards the fields above, held for moments
+        self._changing = threading.Lock()  # held by who looks, loads or reconfigures: one at a time
         self._stopping = threading.Event()
         self._poller: threading.Thread | None = None
 
     def start(self) -> None:
-        """Loads what is there, then keeps looking in a thread of its own."""
+        """Loads what is there, then keeps looking in a thread of its own.
+
+        Raises:
+            StatusError: FAILED_PRECONDITION for a label of a version that is not available, unless that is allowed.
+        """
+        self._labels = self._read_labels(list(self.models.values()))
         self.poll()
         if self._poll_seconds > 0:
             self._poller = threading.Thread(target=self._keep_polling, name="poll-models", daemon=True)
@@ -150,8 +139,44 @@ class ModelManager:
             chosen = [version] if version is not None else sorted(records, reverse=True)
             return [records[number] for number in chosen]
 
+    def reload(self, config: model_server_config_pb2.ModelServerConfig) -> None:
+        """Serves what `config` lists from now on: models are added, changed and removed, labels moved.
+
+        Returns once every added model has an available version. Nothing changes where the configuration is refused.
+
+        Raises:
+            StatusError: FAILED_PRECONDITION unless it holds a model_config_list, or for a label of a version that is
+                not available; INVALID_ARGUMENT for a wrong entry; UNKNOWN for an added model that does not load.
+        """
+        if config.WhichOneof("config") != "model_config_list":
+            raise StatusError(
+                Code.FAILED_PRECONDITION,
+                "Cannot transition to requested config. It is only legal to transition from one ModelConfigList to "
+                f"another, got {config.WhichOneof('config') or 'an empty ModelServerConfig'}.",
+            )
+        models = read_models(config)
+        with self._changing:
+            labels = self._read_labels(models)
+            added = [model.name for model in models if model.name not in self.models]
+            with self._lock:
+                self._labels = labels
+                self.models = {model.name: model for model in models}
+                for name in added:
+                    self._records.setdefault(name, {})
+            self._poll()
+            missing = [name for name in added if not self._available(name)]
+        if missing:
+            raise StatusError(Code.UNKNOWN, f"Some models did not become available: {in_braces(missing)}")
+
     def poll(self) -> None:
         """One look at every base path."""
+        with self._changing:
+            self._poll()
+
+    def _poll(self) -> None:
+        for name in self._records.keys() - self.models.keys():
+            for record in self._records[name].values():
+                self._retire(record)
         for model in self.models.values():
             try:
                 self._poll_model(model)
@@ -245,12 +270,14 @@ class ModelManager:
             gc.collect()  # a graph is full of reference cycles, and its weights wait for the collector
         return True
 
+    def _available(self, name: str) -> dict[int, VersionRecord]:
+        records = self._records.get(name, {})
+        return {number: record for number, record in records.items() if record.state == "AVAILABLE"}
+
     def _find(self, name: str, version: int | None, label: str | None) -> VersionRecord:
         if label is not None:
             version = self._label(name, label)
-        available = {
-            number: record for number, record in self._records.get(name, {}).items() if record.state == "AVAILABLE"
-        }
+        available = self._available(name)
         if version is None and available:
             return available[max(available)]
         if version in available:
@@ -259,12 +286,22 @@ class ModelManager:
         raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {wanted}")
 
     def _label(self, name: str, label: str) -> int:
-        model = self.models.get(name)
-        if model is None:
-            raise StatusError(Code.NOT_FOUND, f"Servable not found for request: Latest({name})")
-        if label not in model.labels:
+        if label not in self._labels.get(name, {}):
             raise invalid(f"Unrecognized servable version label: {label}")
-        return model.labels[label]
+        return self._labels[name][label]
+
+    def _read_labels(self, models: list[ModelSettings]) -> dict[str, dict[str, int]]:
+        for model in models:
+            for label, version in model.labels.items():
+                is_moved = self._labels.get(model.name, {}).get(label, version) != version
+                early = self._early_labels == "any" or (self._early_labels == "new" and not is_moved)
+                if not early and version not in self._available(model.name):
+                    raise StatusError(
+                        Code.FAILED_PRECONDITION,
+                        f"Request to assign label to version {version} of model {model.name}, which is not currently "
+                        f"available for inference: {label!r}.",
+                    )
+        return {model.name: dict(model.labels) for model in models}
 
 
 def find_versions(base_path: Path) -> dict[int, Path]:

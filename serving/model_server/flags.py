@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
-from tensorflow_serving.config import file_system_storage_path_source_pb2, model_server_config_pb2
+from tensorflow_serving.config import model_server_config_pb2
 
-from serving.model_server.core import ModelSettings, VersionPolicy
+from serving.model_server.errors import StatusError
+from serving.model_server.model_config import ModelSettings, check_model, parse_text, read_models
 
 _THREADS = 4 * (os.cpu_count() or 1)
 
@@ -38,6 +38,8 @@ FLAGS = {
     "model_name": Flag("default", "name of the only model"),
     "model_base_path": Flag("", "folder of its version folders, whose names are numbers"),
     "model_config_file": Flag("", "ModelServerConfig as text protobuf; model_name and model_base_path are then unused"),
+    "allow_version_labels_for_unavailable_models": Flag(False, "a new label may name a version that is not available"),
+    "force_allow_any_version_labels_for_unavailable_models": Flag(False, "so may a label that is moved"),
     "file_system_poll_wait_seconds": Flag(1, "pause between two looks for versions; 0 looks once"),
     "max_num_load_retries": Flag(5, "further attempts at a version that does not load"),
     "load_retry_interval_micros": Flag(60_000_000, "pause between two attempts"),
@@ -53,7 +55,6 @@ FLAGS = {
 
 # Known to tensorflow_model_server. Its default is accepted, because that is what happens anyway.
 NOT_HONOURED: dict[str, Any] = {
-    "allow_version_labels_for_unavailable_models": False,
     "batching_parameters_file": "",
     "enable_batching": False,
     "enable_cors_support": False,
@@ -62,7 +63,6 @@ NOT_HONOURED: dict[str, Any] = {
     "enable_profiler": True,
     "enable_signature_method_name_check": False,
     "flush_filesystem_caches": True,
-    "force_allow_any_version_labels_for_unavailable_models": False,
     "grpc_channel_arguments": "",
     "mixed_precision": "",
     "model_config_file_poll_wait_seconds": 0,
@@ -115,55 +115,20 @@ def models_from_flags(values: dict[str, Any]) -> list[ModelSettings]:
         return read_model_config(Path(values["model_config_file"]))
     if not values["model_base_path"]:
         raise UsageError("a model is needed: --model_base_path=FOLDER, or --model_config_file=FILE.")
-    return [_checked(ModelSettings(values["model_name"], Path(values["model_base_path"]).absolute()))]
+    try:
+        return [check_model(ModelSettings(values["model_name"], Path(values["model_base_path"]).absolute()))]
+    except StatusError as error:
+        raise UsageError(error.message) from error
 
 
 def read_model_config(path: Path) -> list[ModelSettings]:
     """The models of a ModelServerConfig in text form. Raises: UsageError."""
     config = model_server_config_pb2.ModelServerConfig()
     try:
-        text_format.Parse(path.read_text(), config)
-    except OSError as error:
-        raise UsageError(f"--model_config_file={path} cannot be read: {error.strerror}.") from error
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise UsageError(f"--model_config_file={path} is not a ModelServerConfig: {error}") from error
-    if config.WhichOneof("config") != "model_config_list" or not config.model_config_list.config:
-        raise UsageError(f"--model_config_file={path} needs a model_config_list with at least one config.")
-    models = [_from_proto(proto) for proto in config.model_config_list.config]
-    names = [model.name for model in models]
-    if len(set(names)) != len(names):
-        raise UsageError(f"--model_config_file={path} needs a different name for each model, got {names}.")
-    return models
-
-
-def _from_proto(proto: model_server_config_pb2.ModelConfig) -> ModelSettings:
-    if proto.model_platform not in ("", "tensorflow"):
-        raise UsageError(f'model {proto.name!r}: model_platform is "tensorflow", got {proto.model_platform!r}.')
-    if not os.path.isabs(proto.base_path):
-        raise UsageError(f"model {proto.name!r}: base_path is an absolute path, got {proto.base_path!r}.")
-    policy = _policy(proto.name, proto.model_version_policy)
-    return _checked(ModelSettings(proto.name, Path(proto.base_path), policy, dict(proto.version_labels)))
-
-
-def _policy(
-    name: str, proto: file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
-) -> VersionPolicy:
-    choice = proto.WhichOneof("policy_choice")
-    if choice == "all":
-        return VersionPolicy("all")
-    if choice == "specific":
-        if not proto.specific.versions:
-            raise UsageError(f"model {name!r}: a specific version policy names at least one version.")
-        return VersionPolicy("specific", versions=frozenset(proto.specific.versions))
-    return VersionPolicy("latest", count=proto.latest.num_versions or 1)
-
-
-def _checked(model: ModelSettings) -> ModelSettings:
-    if not model.name or "/" in model.name or ":" in model.name:
-        raise UsageError(f"a model's name is not empty and has no '/' or ':', got {model.name!r}.")
-    if not model.base_path.is_dir():
-        raise UsageError(f"model {model.name!r}: the base path is not a folder: {model.base_path}")
-    return model
+        parse_text(path, config)
+        return read_models(config)
+    except StatusError as error:
+        raise UsageError(f"--model_config_file={path}: {error.message}") from error
 
 
 def _value_of_next(name: str, default: Any, rest: list[str]) -> str:

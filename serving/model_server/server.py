@@ -9,14 +9,16 @@ import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from tensorflow.core.protobuf import config_pb2
 
 from serving.model_server import rest, rpc
-from serving.model_server.core import ModelManager, ModelSettings
+from serving.model_server.core import ModelManager
+from serving.model_server.errors import StatusError
 from serving.model_server.flags import FLAGS, UsageError
+from serving.model_server.model_config import ModelSettings
 
 logger = logging.getLogger("serving.model_server")
 GRACE_SECONDS = 60.0  # a call accepted before the stop may run this long
@@ -30,7 +32,7 @@ class ModelServer:
         **flags: values of `flags.FLAGS`; the rest take their defaults.
 
     Raises:
-        UsageError: from `start`, when a port or socket cannot be bound.
+        UsageError: from `start`, when a port or socket cannot be bound, or a label names what is not available.
     """
 
     def __init__(self, models: list[ModelSettings], **flags: Any):
@@ -44,6 +46,7 @@ class ModelServer:
             retry_seconds=self._flags["load_retry_interval_micros"] / 1e6,
             tags=tuple(self._flags["saved_model_tags"].split(",")),
             allow_xla=self._flags["xla_cpu_compilation_enabled"],
+            early_labels=_early_labels(self._flags),
         )
         self._grpc = rpc.create_server(
             self.manager, self._flags["grpc_max_threads"], self._flags["enable_serialization_as_tensor_content"]
@@ -58,11 +61,11 @@ class ModelServer:
         rest_socket = _bind(flags["host"], flags["rest_api_port"]) if flags["rest_api_port"] else None
         try:
             self._bind_grpc()
-        except UsageError:
+            self.manager.start()
+        except (UsageError, StatusError) as error:
             if rest_socket:
                 rest_socket.close()
-            raise
-        self.manager.start()
+            raise UsageError(str(error)) from error
         self._grpc.start()
         if rest_socket:
             self._start_rest(rest_socket)
@@ -111,6 +114,12 @@ class ModelServer:
             target=lambda: asyncio.run(serve(sockets=[listening])), name="rest", daemon=True
         )
         self._rest_thread.start()
+
+
+def _early_labels(flags: dict[str, Any]) -> Literal["never", "new", "any"]:
+    if flags["force_allow_any_version_labels_for_unavailable_models"]:
+        return "any"
+    return "new" if flags["allow_version_labels_for_unavailable_models"] else "never"
 
 
 def _session_config(flags: dict[str, Any]) -> config_pb2.ConfigProto:

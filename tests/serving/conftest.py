@@ -127,13 +127,20 @@ def exports(tmp_path_factory, save_half_plus, save_text, save_typed) -> Path:
 @pytest.fixture(scope="session")
 def server(exports):
     """The embedded server in this process; `.port` and `.rest_api_port` are its ports."""
-    from serving.model_server.core import ModelSettings
+    from serving.model_server.model_config import ModelSettings
     from serving.model_server.server import ModelServer
 
     models = [ModelSettings(name, exports / name) for name in ("half", "text", "typed")]
     models[0].labels["stable"] = 3
     port, rest_api_port = _free_port(), _free_port()
-    running = ModelServer(models, host=HOST, port=port, rest_api_port=rest_api_port, file_system_poll_wait_seconds=0)
+    running = ModelServer(
+        models,
+        host=HOST,
+        port=port,
+        rest_api_port=rest_api_port,
+        file_system_poll_wait_seconds=0,
+        allow_version_labels_for_unavailable_models=True,
+    )
     running.port, running.rest_api_port = port, rest_api_port
     running.start()
     yield running

@@ -4,9 +4,12 @@ import time
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
 
-from serving.model_server.core import ModelManager, ModelSettings, VersionPolicy, find_versions
+from serving.model_server.core import ModelManager, find_versions
 from serving.model_server.errors import Code, StatusError
+from serving.model_server.model_config import ModelSettings, VersionPolicy
 
 LATEST = VersionPolicy()
 
@@ -184,19 +187,11 @@ def test_calls_during_swaps_all_succeed(base, manage, save_half_plus):
     assert half(manager, 2.0)[0] == 5
 
 
-def test_policies_choose_versions():
-    present = {2, 3, 5, 7}
-    assert VersionPolicy().wanted(present) == {7}
-    assert VersionPolicy("latest", count=3).wanted(present) == {3, 5, 7}
-    assert VersionPolicy("all").wanted(present) == present
-    assert VersionPolicy("specific", versions=frozenset({3, 11})).wanted(present) == {3}
-    assert VersionPolicy("latest").wanted(set()) == set()
-
-
 def test_several_versions_are_asked_by_number_and_label(base, manage, save_half_plus):
     for version in (2, 3, 5):
         save_half_plus(base / str(version), float(version))
-    manager = manage(VersionPolicy("specific", versions=frozenset({2, 3})), labels={"stable": 2, "gone": 5})
+    policy = VersionPolicy("specific", versions=frozenset({2, 3}))
+    manager = manage(policy, labels={"stable": 2, "gone": 5}, early_labels="new")
     assert half(manager, 0.0) == (3, [3.0])
     assert half(manager, 0.0, version=2) == (2, [2.0])
     assert half(manager, 0.0, label="stable") == (2, [2.0])
@@ -252,3 +247,98 @@ def find_available(manager):
         return "AVAILABLE" in states(manager).values()
     except StatusError:
         return False
+
+
+def config_of(*entries):
+    text = "".join(
+        f'config {{ name: "{name}" base_path: "{base}" model_platform: "tensorflow" {rest} }}'
+        for name, base, rest in entries
+    )
+    return text_format.Parse(f"model_config_list {{ {text} }}", model_server_config_pb2.ModelServerConfig())
+
+
+def label(name, version):
+    return f'version_labels {{ key: "{name}" value: {version} }}'
+
+
+ALL = "model_version_policy { all {} }"
+
+
+def test_reloading_adds_changes_and_removes_models(base, manage, save_half_plus):
+    for version in (2, 3):
+        save_half_plus(base / str(version), float(version))
+    manager = manage()
+    manager.reload(config_of(("half", base, ALL), ("twin", base, "")))
+    assert states(manager) == {3: "AVAILABLE", 2: "AVAILABLE"}
+    with manager.use("twin") as loaded:
+        assert (loaded.name, loaded.version) == ("twin", 3)
+    manager.reload(config_of(("twin", base, "")))
+    assert states(manager) == {3: "END", 2: "END"}
+    with pytest.raises(StatusError, match=r"Latest\(half\)"):
+        half(manager, 3.0)
+    manager.reload(config_of(("half", base, "")))
+    assert half(manager, 3.0) == (3, [4.5])
+
+
+def test_a_label_moves_to_an_available_version_and_to_no_other(base, manage, save_half_plus):
+    for version in (2, 3):
+        save_half_plus(base / str(version), float(version))
+    manager = manage(VersionPolicy("all"))
+    manager.reload(config_of(("half", base, ALL + label("stable", 2))))
+    assert half(manager, 0.0, label="stable") == (2, [2.0])
+    manager.reload(config_of(("half", base, ALL + label("stable", 3))))
+    assert half(manager, 0.0, label="stable") == (3, [3.0])
+    with pytest.raises(StatusError, match="assign label to version 7 of model half, which is not") as refused:
+        manager.reload(config_of(("half", base, ALL + label("stable", 7))))
+    assert refused.value.code == Code.FAILED_PRECONDITION
+    assert half(manager, 0.0, label="stable") == (3, [3.0])
+    manager.reload(config_of(("half", base, ALL)))
+    with pytest.raises(StatusError, match="Unrecognized servable version label: stable"):
+        half(manager, 0.0, label="stable")
+
+
+@pytest.mark.parametrize(
+    ("early", "first", "moved"), [("never", False, False), ("new", True, False), ("any", True, True)]
+)
+def test_early_labels_say_which_labels_may_wait_for_their_version(base, manage, save_half_plus, early, first, moved):
+    save_half_plus(base / "2", 2.0)
+    manager = manage(early_labels=early)
+    for version, allowed in ((7, first), (11, moved)):
+        config = config_of(("half", base, label("next", version)))
+        if allowed:
+            manager.reload(config)
+            with pytest.raises(StatusError, match=rf"Specific\(half, {version}\)"):
+                half(manager, 0.0, label="next")
+        else:
+            with pytest.raises(StatusError, match=f"version {version} of model half"):
+                manager.reload(config)
+
+
+def test_a_refused_configuration_changes_nothing(base, manage, save_half_plus):
+    save_half_plus(base / "2", 2.0)
+    manager = manage()
+    custom = model_server_config_pb2.ModelServerConfig()
+    custom.custom_model_config.type_url = "x"
+    empty = model_server_config_pb2.ModelServerConfig()
+    cases = [
+        (custom, Code.FAILED_PRECONDITION, "got custom_model_config"),
+        (empty, Code.FAILED_PRECONDITION, "an empty ModelServerConfig"),
+        (config_of(("half", base, ""), ("half", base, "")), Code.INVALID_ARGUMENT, "list model half multiple times"),
+        (config_of(("half", base / "nix", "")), Code.INVALID_ARGUMENT, "not a folder"),
+    ]
+    for config, code, words in cases:
+        with pytest.raises(StatusError, match=words) as refused:
+            manager.reload(config)
+        assert refused.value.code == code
+    assert half(manager, 0.0) == (2, [2.0])
+
+
+def test_an_added_model_that_does_not_load_is_named(base, manage, save_half_plus):
+    save_half_plus(base / "2", 2.0)
+    manager = manage()
+    broken = corrupt(base.with_name("broken") / "5").parent
+    with pytest.raises(StatusError, match=r"did not become available: \{broken\}") as refused:
+        manager.reload(config_of(("half", base, ""), ("broken", broken, "")))
+    assert refused.value.code == Code.UNKNOWN
+    assert half(manager, 0.0) == (2, [2.0])
+    assert manager.status("broken")[0].error.code == Code.DATA_LOSS

@@ -16,7 +16,7 @@ from serving.answers import answers_for
 from serving.check import check
 from serving.client import Client
 from serving.export import ExportError, _compare, _function, export_run
-from serving.model_server.core import ModelSettings
+from serving.model_server.model_config import ModelSettings
 from serving.model_server.server import ModelServer
 from serving.signatures import INPUT_DTYPES, OPTION_DEFAULTS, SIGNATURES
 

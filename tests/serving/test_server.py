@@ -15,8 +15,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving.client import Client, ServingError
-from serving.model_server.core import ModelSettings
 from serving.model_server.flags import UsageError
+from serving.model_server.model_config import ModelSettings
 from serving.model_server.server import ModelServer
 
 HOST = "127.0.0.1"

@@ -11,7 +11,7 @@ import tensorflow as tf
 from serving.answers import answers_for
 from serving.client import Client
 from serving.export import _function, export_run
-from serving.model_server.core import ModelSettings
+from serving.model_server.model_config import ModelSettings
 from serving.model_server.server import ModelServer
 from serving.signatures import SIGNATURES
 from training import evaluate
