@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.client import Client, ServingError, Signatures
+from serving.client import Client, Retries, ServingError, Signatures
 
 ENGINES = ("auto", "tensorflow_model_server", "docker", "embedded")
 # The real server's default is 4 threads a core, and the call beyond the last is refused with RESOURCE_EXHAUSTED.
@@ -180,7 +180,8 @@ def _end_with(parent: int):
 def _wait_until_available(process: subprocess.Popen, plan: Plan, models: list[str]) -> bool:
     """Waits until every model answers or has failed, and says which. False when the program ended or took too long."""
     deadline, waiting = time.monotonic() + LOAD_SECONDS, list(models)
-    with Client(plan.host, plan.port, plan.rest_api_port, timeout=5.0) as client:
+    once = Retries(attempts=1)  # this loop is the one that asks again
+    with Client(plan.host, plan.port, plan.rest_api_port, timeout=5.0, retries=once) as client:
         while waiting and time.monotonic() < deadline:
             if process.poll() is not None:
                 return False

@@ -35,6 +35,9 @@ JOINED = {
     "serving/model_server/__main__.py": "test_main.py starts it as a process, with the other command lines",
     "serving/model_server/quiet.py": "a few lines that silence TensorFlow, seen in every run of test_main.py",
     "serving/reload.py": "the fresh process of an export: test_export.py",
+    "serving/wire.py": "what the client's transports share: test_client.py asks over both",
+    "serving/rest_wire.py": "the client's REST transport: test_client.py",
+    "serving/grpc_wire.py": "the client's gRPC transport: test_client.py",
     "serving/answers.py": "the functions behind the signatures: test_export.py asks each through its SavedModel",
     "training/__main__.py": "test_run.py fits and evaluates through the command line",
     "training/lexicon.py": "the words of the grammar: test_grammar.py",
@@ -103,10 +106,10 @@ def test_the_library_imports_tensorflow_in_text_checkpoints_and_backend_and_ther
             assert name_of(path) in USES_TENSORFLOW and inside, f"{name_of(path)} imports {module}"
 
 
-@pytest.mark.parametrize("name", ["client.py", "signatures.py"])
+@pytest.mark.parametrize("name", ["client.py", "wire.py", "retries.py", "rest_wire.py", "signatures.py"])
 def test_client_and_signatures_import_neither_tensorflow_nor_the_library_on_top(name):
     for module, inside in imports(ROOT / "serving" / name):
-        heavy = ("tensorflow", "tensorflow_serving", "keras", "keras_seq")
+        heavy = ("tensorflow", "tensorflow_serving", "grpc", "numpy", "keras", "keras_seq")
         assert inside or not any(reaches(module, one) for one in heavy), f"serving/{name} imports {module}"
 
 

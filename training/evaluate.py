@@ -118,7 +118,7 @@ class Endpoint:
     def __init__(self, host: str, port: int, name: str, transport: Literal["rest", "grpc"] = "grpc"):
         from serving.client import Client
 
-        ports = {"port": port} if transport == "grpc" else {"rest_api_port": port}
+        ports: dict[str, Any] = {"port": port} if transport == "grpc" else {"rest_api_port": port}
         self.client, self.name = Client(host, transport=transport, **ports), name
 
     def _ask(self, signature: str, output: str, **inputs: Sequence[Any]) -> list:

@@ -1,0 +1,89 @@
+"""What both transports of the client share: where the server is, what a call is, and values in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Signatures = dict[str, dict[str, dict[str, dict[str, Any]]]]
+INIT_SIGNATURE = "__saved_model_init_op"
+MAX_MESSAGE_BYTES = 2**31 - 1  # what a protobuf message can hold; grpc's own limit is 4 MB
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server is and how it is spoken to; the arguments are those of `Client`."""
+
+    host: str
+    port: int
+    rest_api_port: int
+    max_receive_bytes: int = MAX_MESSAGE_BYTES
+    max_send_bytes: int = MAX_MESSAGE_BYTES
+    tls: bool | str = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    numpy: bool = False
+
+    @property
+    def host_part(self) -> str:
+        """The host as it stands in front of a port."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+
+@dataclass(frozen=True)
+class Call:
+    """One message to be sent, and how its answer is read.
+
+    Args:
+        method: the HTTP method; "" for gRPC.
+        target: the path.
+        body: what is sent.
+        read: from JSON (REST) or a serialized message (gRPC) to what the client returns.
+    """
+
+    method: str
+    target: str
+    body: bytes
+    read: Callable[[Any], Any]
+
+
+class Wire(Protocol):
+    """A transport: how calls are written, and the two ways of sending one."""
+
+    def predict(
+        self, model: str, values: Mapping[str, Any], signature_name: str, version: int | str | None, signature: dict
+    ) -> Call: ...
+
+    def metadata(self, model: str, version: int | str | None) -> Call: ...
+
+    def status(self, model: str) -> Call: ...
+
+    def send(self, call: Call, timeout: float) -> Any: ...
+
+    async def send_async(self, call: Call, timeout: float) -> Any: ...
+
+    def close(self) -> None: ...
+
+    async def close_async(self) -> None: ...
+
+
+def plain(value: Any) -> Any:
+    """NumPy arrays and scalars as nested lists, tuples as lists."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def text(value: bytes) -> str | bytes:
+    """str where the bytes are UTF-8."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
+
+
+def array_of(value: Any, dtype: str | None) -> Any:
+    """Nested lists as a NumPy array: strings as objects, and bfloat16, which NumPy has not, as float32."""
+    import numpy as np
+
+    return np.array(value, {"string": "O", "bfloat16": "float32"}.get(dtype or "", dtype))
