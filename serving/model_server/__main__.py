@@ -35,8 +35,8 @@ def serve(models: list, values: dict) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    server = ModelServer(models, **values)
     try:
+        server = ModelServer(models, **values)
         server.start()
     except flags.UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ from typing import Literal
 
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.model_server.batching import Batcher, BatchingParameters
 from serving.model_server.errors import Code, StatusError, as_status, invalid
 from serving.model_server.loaded import LoadedVersion
 from serving.model_server.model_config import ModelSettings, read_models
@@ -60,6 +61,8 @@ class ModelManager:
         retry_seconds: pause between two attempts at an unchanged folder.
         tags: the MetaGraph's tags.
         allow_xla: whether signatures that need XLA are run.
+        batcher: merges calls, or None.
+        batching: how, or None to leave it to each version's folder.
         early_labels: whether a label may name a version that is not available: "never"; "new", if it is not one that
             is moved; "any".
     """
@@ -74,12 +77,14 @@ class ModelManager:
         retry_seconds: float = 60.0,
         tags: tuple[str, ...] = ("serve",),
         allow_xla: bool = False,
+        batcher: Batcher | None = None,
+        batching: BatchingParameters | None = None,
         early_labels: Literal["never", "new", "any"] = "never",
     ):
         self.models = {model.name: model for model in models}
         self._poll_seconds, self._session_config, self._warm_up = poll_seconds, session_config, warm_up
         self._max_retries, self._retry_seconds, self._tags = max_retries, retry_seconds, tags
-        self._allow_xla = allow_xla
+        self._allow_xla, self._batcher, self._batching = allow_xla, batcher, batching
         self._early_labels = early_labels
         self._labels: dict[str, dict[str, int]] = {}
         self._records: dict[str, dict[int, VersionRecord]] = {name: {} for name in self.models}
@@ -234,7 +239,14 @@ class ModelManager:
         record.state, record.stamp, started = "LOADING", folder_stamp(record.path), time.monotonic()
         try:
             loaded = LoadedVersion(
-                record.path, model.name, record.version, self._session_config, self._tags, self._allow_xla
+                record.path,
+                model.name,
+                record.version,
+                self._session_config,
+                self._tags,
+                self._allow_xla,
+                self._batcher,
+                self._batching,
             )
             if self._warm_up:
                 try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.model_server.batching import BatchingParameters, read_parameters
 from serving.model_server.errors import StatusError
 from serving.model_server.model_config import ModelSettings, check_model, parse_text, read_models
 
@@ -45,6 +46,9 @@ FLAGS = {
     "load_retry_interval_micros": Flag(60_000_000, "pause between two attempts"),
     "enable_model_warmup": Flag(True, "run assets.extra/tf_serving_warmup_requests before a version is available"),
     "num_request_iterations_for_warmup": Flag(1, "how often each warm-up request is run"),
+    "enable_batching": Flag(False, "merge the calls of several callers into one run"),
+    "batching_parameters_file": Flag("", "BatchingParameters as text protobuf"),
+    "enable_per_model_batching_parameters": Flag(False, "only versions with a batching_params.pbtxt, as that says"),
     "saved_model_tags": Flag("serve", "comma-separated tags of the MetaGraph"),
     "tensorflow_session_parallelism": Flag(0, "threads of a session, both kinds; 0 leaves it to TensorFlow"),
     "tensorflow_intra_op_parallelism": Flag(0, "threads within an operation"),
@@ -55,11 +59,8 @@ FLAGS = {
 
 # Known to tensorflow_model_server. Its default is accepted, because that is what happens anyway.
 NOT_HONOURED: dict[str, Any] = {
-    "batching_parameters_file": "",
-    "enable_batching": False,
     "enable_cors_support": False,
     "enable_grpc_healthcheck_service": False,
-    "enable_per_model_batching_parameters": False,
     "enable_profiler": True,
     "enable_signature_method_name_check": False,
     "flush_filesystem_caches": True,
@@ -165,6 +166,24 @@ def _check(values: dict[str, Any]) -> None:
     for name in ("max_num_load_retries", "load_retry_interval_micros", "num_request_iterations_for_warmup"):
         if values[name] < 0:
             raise UsageError(f"--{name} is at least 0, got {values[name]}.")
+
+
+def batching_from_flags(values: dict[str, Any]) -> BatchingParameters | None:
+    """The parameters of --batching_parameters_file, or the defaults; None without --enable_batching.
+
+    Raises:
+        UsageError: a file that cannot be followed, or that is given without --enable_batching.
+    """
+    path = values["batching_parameters_file"]
+    if not values["enable_batching"]:
+        for name in ("batching_parameters_file", "enable_per_model_batching_parameters"):
+            if values[name]:
+                raise UsageError(f"--{name} is set without setting --enable_batching to true.")
+        return None
+    try:
+        return read_parameters(Path(path)) if path else BatchingParameters()
+    except StatusError as error:
+        raise UsageError(f"--batching_parameters_file={path}: {error.message}") from error
 
 
 def help_text() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from google.protobuf import message, text_format
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 
 from serving.model_server import tensors, xla
+from serving.model_server.batching import PER_MODEL_FILE, Batcher, BatchingParameters, read_parameters
 from serving.model_server.errors import Code, StatusError, as_status, invalid
 from serving.model_server.signature import (
     DEFAULT_SIGNATURE,
@@ -38,6 +39,8 @@ class LoadedVersion:
         session_config: a ConfigProto, or None for TensorFlow's defaults.
         tags: the MetaGraph's tags.
         allow_xla: whether a signature may need XLA, which the stock server refuses to compile for.
+        batcher: merges the calls of this version, or None.
+        batching: how; None leaves it to `batching_params.pbtxt` in the folder, and without that nothing is merged.
 
     Raises:
         StatusError: NOT_FOUND without a SavedModel or a MetaGraph of these tags, DATA_LOSS for a file that does not
@@ -45,9 +48,20 @@ class LoadedVersion:
     """
 
     def __init__(
-        self, path: Path, name: str = "", version: int = 0, session_config=None, tags=("serve",), allow_xla=False
+        self,
+        path: Path,
+        name: str = "",
+        version: int = 0,
+        session_config=None,
+        tags=("serve",),
+        allow_xla=False,
+        batcher: Batcher | None = None,
+        batching: BatchingParameters | None = None,
     ):
         self.path, self.name, self.version = Path(path), name, version
+        self._batcher, self.batching = batcher, batching
+        if batcher is not None and batching is None and (self.path / PER_MODEL_FILE).is_file():
+            self.batching = read_parameters(self.path / PER_MODEL_FILE)
         meta_graph = read_meta_graph(self.path, tags)
         self.signature_defs = dict(meta_graph.signature_def)
         try:
@@ -72,7 +86,11 @@ class LoadedVersion:
         return self.signatures[name]
 
     def run(
-        self, signature: Signature, feeds: Mapping[str, np.ndarray], output_filter: tuple[str, ...] = ()
+        self,
+        signature: Signature,
+        feeds: Mapping[str, np.ndarray],
+        output_filter: tuple[str, ...] = (),
+        alone: bool = False,
     ) -> dict[str, np.ndarray]:
         """Runs one signature.
 
@@ -80,6 +98,7 @@ class LoadedVersion:
             signature: one of this version's.
             feeds: input name -> array of the signature's dtype; any shape, strings as object arrays of bytes.
             output_filter: the outputs wanted; all of them when empty.
+            alone: never merged with other calls, and so without waiting for any.
 
         Returns:
             Output name -> array.
@@ -93,19 +112,35 @@ class LoadedVersion:
         if self._needs_xla.get(signature.name):
             reason = f"signature {signature.name!r} needs it for {self._needs_xla[signature.name]}"
             raise StatusError(Code.INTERNAL, f"XLA compilation disabled: {reason}.")
+        names = output_filter or tuple(signature.outputs)
         arguments = [feeds[name] for name in signature.inputs]
         try:
-            if not output_filter:
-                names, results = tuple(signature.outputs), self._runner(signature)(*arguments)
+            if alone or self._batcher is None or self.batching is None:
+                results = self._call(signature, output_filter, arguments)
             else:
-                names = output_filter
-                fed = {spec.tensor: value for spec, value in zip(signature.inputs.values(), arguments)}
-                results = self._session.run([signature.outputs[name].tensor for name in names], fed)
+                results = self._batcher.run(
+                    (self, signature.name, output_filter),
+                    self.batching,
+                    lambda merged: self._call(signature, output_filter, merged),
+                    arguments,
+                )
+        except StatusError:
+            raise
         except (TypeError, ValueError) as error:
             raise invalid(str(error)) from error
         except Exception as error:
             raise as_status(error) from error
-        return {name: np.asarray(value, signature.outputs[name].dtype) for name, value in zip(names, results)}
+        return dict(zip(names, results))
+
+    def _call(self, signature: Signature, output_filter: tuple[str, ...], arguments: Sequence[np.ndarray]) -> list:
+        """One run of the session: the arrays of the inputs -> those of the outputs, in the signature's order."""
+        if not output_filter:
+            names, results = tuple(signature.outputs), self._runner(signature)(*arguments)
+        else:
+            names = output_filter
+            fed = {spec.tensor: value for spec, value in zip(signature.inputs.values(), arguments)}
+            results = self._session.run([signature.outputs[name].tensor for name in names], fed)
+        return [np.asarray(value, signature.outputs[name].dtype) for name, value in zip(names, results)]
 
     def warm_up(self, iterations: int = 1) -> int:
         """Replays the requests in `assets.extra/tf_serving_warmup_requests`; returns how many. A failing one raises."""
@@ -137,7 +172,7 @@ class LoadedVersion:
         else:
             raise StatusError(Code.UNIMPLEMENTED, f"a {kind} is not replayed, only predict_log and classify_log are.")
         for _ in range(iterations):
-            self.run(signature, {**signature.defaults, **feeds}, output_filter)
+            self.run(signature, {**signature.defaults, **feeds}, output_filter, alone=True)
 
     def close(self) -> None:
         """Frees the session. Only when no call is running in it."""

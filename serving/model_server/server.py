@@ -15,9 +15,10 @@ import uvicorn
 from tensorflow.core.protobuf import config_pb2
 
 from serving.model_server import rest, rpc
+from serving.model_server.batching import Batcher
 from serving.model_server.core import ModelManager
 from serving.model_server.errors import StatusError
-from serving.model_server.flags import FLAGS, UsageError
+from serving.model_server.flags import FLAGS, UsageError, batching_from_flags
 from serving.model_server.model_config import ModelSettings
 
 logger = logging.getLogger("serving.model_server")
@@ -32,11 +33,14 @@ class ModelServer:
         **flags: values of `flags.FLAGS`; the rest take their defaults.
 
     Raises:
-        UsageError: from `start`, when a port or socket cannot be bound, or a label names what is not available.
+        UsageError: for a configuration file that cannot be followed; from `start`, when a port or socket cannot be
+            bound, or a label names what is not available.
     """
 
     def __init__(self, models: list[ModelSettings], **flags: Any):
         self._flags = {name: flag.default for name, flag in FLAGS.items()} | flags
+        batching = batching_from_flags(self._flags)
+        self._batcher = Batcher(batching.num_batch_threads) if batching else None
         self.manager = ModelManager(
             models,
             poll_seconds=self._flags["file_system_poll_wait_seconds"],
@@ -46,6 +50,8 @@ class ModelServer:
             retry_seconds=self._flags["load_retry_interval_micros"] / 1e6,
             tags=tuple(self._flags["saved_model_tags"].split(",")),
             allow_xla=self._flags["xla_cpu_compilation_enabled"],
+            batcher=self._batcher,
+            batching=None if self._flags["enable_per_model_batching_parameters"] else batching,
             early_labels=_early_labels(self._flags),
         )
         self._grpc = rpc.create_server(
@@ -80,6 +86,8 @@ class ModelServer:
         self._rest_pool.shutdown()
         stopped.wait()
         self.manager.stop()
+        if self._batcher:
+            self._batcher.close()
 
     def _bind_grpc(self) -> None:
         flags = self._flags

@@ -41,9 +41,10 @@ def test_both_ways_of_writing_a_flag_are_read():
         (["--grpc_max_threads=0"], "--grpc_max_threads is at least 1, got 0"),
         (["--max_num_load_retries=-1"], "--max_num_load_retries is at least 0, got -1"),
         (["--enable_model_warmup=perhaps"], "--enable_model_warmup is true or false, got 'perhaps'"),
-        (["--enable_batching"], "--enable_batching=true"),
-        (["--enable_batching=true"], "--enable_batching=true"),
-        (["--ssl_config_file=x"], "--ssl_config_file=x is a flag of tensorflow_model_server that this server does not"),
+        (
+            ["--use_alts_credentials"],
+            "--use_alts_credentials=true is a flag of tensorflow_model_server that this server",
+        ),
         (["--per_process_gpu_memory_fraction=0.5"], "--per_process_gpu_memory_fraction=0.5"),
     ],
 )
@@ -54,7 +55,21 @@ def test_a_wrong_flag_is_refused_by_name(arguments, words):
 
 
 def test_what_is_not_honoured_may_be_given_its_default():
-    assert "enable_batching" not in flags.parse_flags(["--enable_batching=false", "--num_load_threads=0"])
+    assert "use_alts_credentials" not in flags.parse_flags(["--use_alts_credentials=false", "--mixed_precision="])
+
+
+def test_batching_parameters_come_from_their_file_and_only_with_batching(tmp_path):
+    file = tmp_path / "batching"
+    file.write_text("max_batch_size { value: 7 }")
+    with_file = flags.parse_flags(["--enable_batching", f"--batching_parameters_file={file}"])
+    assert flags.batching_from_flags(with_file).max_batch_size == 7
+    assert flags.batching_from_flags(flags.parse_flags(["--enable_batching"])).max_batch_size == 1000
+    assert flags.batching_from_flags(flags.parse_flags([])) is None
+    with pytest.raises(flags.UsageError, match="is set without setting --enable_batching"):
+        flags.batching_from_flags(flags.parse_flags([f"--batching_parameters_file={file}"]))
+    file.write_text("max_batch_size: 7")
+    with pytest.raises(flags.UsageError, match=f"Invalid protobuf file: '{file}'"):
+        flags.batching_from_flags(with_file)
 
 
 def test_one_model_comes_from_its_name_and_base_path(base):

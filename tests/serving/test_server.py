@@ -1,11 +1,13 @@
 import http.client
 import json
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import httpx
@@ -16,6 +18,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving.client import Client, ServingError
 from serving.model_server.flags import UsageError
+from serving.model_server.loaded import LoadedVersion
 from serving.model_server.model_config import ModelSettings
 from serving.model_server.server import ModelServer
 
@@ -62,8 +65,8 @@ def start_server(exports):
     """Starts a server of one model in this process, and stops it whatever happens."""
     started = []
 
-    def start(model, **flags):
-        models = [ModelSettings(model, exports / model)]
+    def start(model, base=exports, **flags):
+        models = [ModelSettings(model, base / model)]
         server = ModelServer(models, **{"host": HOST, "port": 0, "file_system_poll_wait_seconds": 0, **flags})
         started.append(server)
         server.start()
@@ -109,6 +112,37 @@ def test_a_stop_finishes_the_accepted_calls(start_server, free_port, transport):
         assert outcome == [{"done": [3001]}]
         with pytest.raises(ServingError):
             client.status("typed")
+
+
+@pytest.mark.parametrize("per_model", [False, True])
+def test_concurrent_calls_become_one_batch_in_which_one_bad_call_harms_no_other(
+    start_server, exports, tmp_path, free_port, per_model, monkeypatch
+):
+    # Nothing runs before the third row is there; the third is one that the model refuses.
+    parameters = "max_batch_size { value: 3 } batch_timeout_micros { value: 3600000000 }"
+    flags = {"enable_batching": True, "rest_api_port": free_port()}
+    if per_model:
+        shutil.copytree(exports / "text" / "1", tmp_path / "text" / "1")
+        (tmp_path / "text" / "1" / "batching_params.pbtxt").write_text(parameters)
+        flags["enable_per_model_batching_parameters"] = True
+    else:
+        (tmp_path / "batching").write_text(parameters)
+        flags["batching_parameters_file"] = str(tmp_path / "batching")
+    start_server("text", base=tmp_path if per_model else exports, **flags)
+    runs = []
+    real = LoadedVersion._call
+    monkeypatch.setattr(LoadedVersion, "_call", lambda *rest: runs.append(rest[-1][0].tolist()) or real(*rest))
+    url = f"http://{HOST}:{flags['rest_api_port']}/v1/models/text:predict"
+
+    def call(text):
+        body = {"signature_name": "number", "instances": [text]}
+        return httpx.post(url, json=body, trust_env=False, timeout=30)
+
+    with ThreadPoolExecutor(3) as pool:
+        two, seven, bad = pool.map(call, ["2", "7", "pi"])
+    assert (two.json(), seven.json()) == ({"predictions": [2.0]}, {"predictions": [7.0]})
+    assert bad.status_code == 400 and "pi" in bad.json()["error"]
+    assert sorted(runs[0]) == [b"2", b"7", b"pi"] and len(runs) == 4
 
 
 def test_a_call_that_takes_longer_than_the_rest_timeout_is_given_up(start_server, free_port):
@@ -157,7 +191,7 @@ def test_the_program_says_in_one_line_why_it_does_not_start(tmp_path, start_prog
         number = taken.getsockname()[1]
         cases = [
             ([f"--port={number}", f"--model_base_path={tmp_path}"], 1, f"error: cannot listen on {HOST}:{number}"),
-            (["--enable_batching"], 2, "error: --enable_batching=true is a flag"),
+            (["--use_alts_credentials"], 2, "error: --use_alts_credentials=true is a flag"),
         ]
         for flags, code, words in cases:
             process, *_ = start_program(*flags)
