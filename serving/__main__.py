@@ -1,4 +1,4 @@
-"""`python -m serving`: export, check, serve, ask."""
+"""`python -m serving`: export, check, serve, gateway, ask."""
 
 from __future__ import annotations
 
@@ -62,6 +62,25 @@ def serve(options: argparse.Namespace) -> int:
     from serving import launch
 
     return launch.serve(options.exports, options.engine, options.host, options.port, options.rest_api_port)
+
+
+def gateway(options: argparse.Namespace) -> int:
+    """Stands in front of a server; or makes a key."""
+    from serving import gateway_config
+
+    if options.new_key is not None:
+        key, lines = gateway_config.new_key(options.new_key)
+        print(f"{lines}# The key, which is kept nowhere: {key}")
+        return 0
+    from serving.launch import check_port
+
+    flags = ("upstream", "host", "port", "certificate", "private_key", "anonymous")
+    given = {name: getattr(options, name) for name in flags}
+    config = gateway_config.load_config(options.config, models=options.model, **given)
+    check_port(config.host, config.port)
+    from serving.gateway import run
+
+    return run(config)
 
 
 def ask(options: argparse.Namespace) -> int:
@@ -162,7 +181,7 @@ def _fail(message: str, code: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serving", description="From weights to answers.")
-    commands = parser.add_subparsers(required=True, metavar="export | check | serve | ask")
+    commands = parser.add_subparsers(required=True, metavar="export | check | serve | gateway | ask")
 
     command = commands.add_parser("export", help="write a run as a new version of a served model")
     command.add_argument("run_folder", metavar="RUN", help="a folder that `python -m training fit` wrote")
@@ -179,6 +198,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--engine", default="auto", choices=("auto", "tensorflow_model_server", "docker", "embedded"))
     _add_address(command, default_host=None)
     command.set_defaults(run=serve)
+
+    command = commands.add_parser(
+        "gateway", help="keys, TLS, limits, logs and streams in front of a server's REST port"
+    )
+    command.add_argument("--config", metavar="FILE", help="YAML; the flags below go before it")
+    command.add_argument("--upstream", help="the server's REST address, default: http://127.0.0.1:8501")
+    command.add_argument("--model", action="append", metavar="NAME", help="a model to let through; may be repeated")
+    command.add_argument("--host", help="default: 127.0.0.1")
+    command.add_argument("--port", type=int, help="default: 8080")
+    command.add_argument("--certificate", metavar="PEM", help="for TLS, with --private_key")
+    command.add_argument("--private_key", metavar="PEM")
+    command.add_argument("--anonymous", action="store_true", default=None, help="let in whoever asks, without a key")
+    command.add_argument("--new_key", metavar="NAME", help="print a new key and the lines that let it in, and end")
+    command.set_defaults(run=gateway)
 
     command = commands.add_parser(
         "ask", help="ask a served model", description=_ASK_HELP, formatter_class=argparse.RawDescriptionHelpFormatter

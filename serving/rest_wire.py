@@ -17,7 +17,7 @@ import httpx
 from serving.retries import ServingError, seconds_of
 from serving.wire import INIT_SIGNATURE, Address, Call, Signatures, array_of, plain, text
 
-_CODES = {
+HTTP_CODES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
@@ -148,7 +148,7 @@ class RestWire:
         except (ValueError, RecursionError):
             answer = {"error": content[:200].decode("utf-8", "replace")}
         if response.status_code != 200:
-            code = _CODES.get(response.status_code, "UNKNOWN")
+            code = HTTP_CODES.get(response.status_code, "UNKNOWN")
             message = answer.get("error", "") if isinstance(answer, dict) else str(answer)[:200]
             wait = seconds_of(response.headers.get("retry-after"))
             raise ServingError(code, message or f"HTTP status {response.status_code}", "server", wait)

@@ -131,6 +131,20 @@ def test_sampling_is_fixed_by_the_row_s_seed_alone(answers):
     assert cold.to_list() == greedy.to_list()
 
 
+def test_fewer_sampled_tokens_are_the_beginning_of_more(answers):
+    def sample(count):
+        size = len(TEXTS)
+        options = (tf.fill([size], count), tf.fill([size], 1.0), tf.zeros([size], tf.int32), tf.ones([size]))
+        return call(answers["gpt"], "sample", texts(TEXTS), *options, tf.constant([3, 5, 7, 11], tf.int64))[0].tolist()
+
+    whole = sample(11)
+    for count in (1, 2, 5):
+        for short, long in zip(sample(count), whole):
+            # A character may be cut in two.
+            assert long.startswith(short.rstrip("\ufffd".encode()))
+    assert sample(1) != whole
+
+
 def test_fill_mask_changes_nothing_but_the_blanks(answers):
     given = answers["bert"]
     asked = ["The old [MASK]  sees, [MASK]!", "nothing to fill", "[MASK]", "", "[mask] it's [MASK]"]

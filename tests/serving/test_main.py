@@ -1,4 +1,5 @@
 import json
+import socket
 import subprocess
 import sys
 import types
@@ -147,6 +148,22 @@ def test_check_exits_with_0_only_without_problems(run, module, problems, code):
 def test_serve_refuses_a_missing_folder_in_words(run, tmp_path):
     code, _, err = run("serve", tmp_path / "nix")
     assert (code, err) == (2, f"error: serve needs a folder of exported models, there is none at {tmp_path}/nix.\n")
+
+
+def test_a_new_key_is_printed_with_the_lines_that_let_it_in(run):
+    code, out, _ = run("gateway", "--new_key", "alice")
+    assert code == 0
+    assert out.startswith("keys:\n  - name: alice\n    sha256: ")
+
+
+def test_a_gateway_without_models_keys_or_a_free_port_is_refused_in_words(run, free_port):
+    assert run("gateway")[::2] == (2, "error: the gateway needs the names of the models it lets through, got none.\n")
+    code, _, err = run("gateway", "--model", "half")
+    assert code == 2 and "either keys or anonymous" in err
+    with socket.create_server((HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = run("gateway", "--model", "half", "--anonymous", "--port", port)
+    assert (code, err) == (1, f"error: cannot listen on {HOST}:{port}: Address already in use.\n")
 
 
 def test_help_documents_the_pairs(run):
