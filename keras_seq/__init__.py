@@ -11,7 +11,7 @@ from keras_seq.checkpoints import load_checkpoint, save_checkpoint
 from keras_seq.embeddings import TokenEmbedding
 from keras_seq.generation import generate, score, stream
 from keras_seq.heads import ChoiceHead, ClassificationHead, MaskedLMHead, SpanHead, best_spans
-from keras_seq.losses import TokenAccuracy, TokenCrossentropy, TokenPerplexity
+from keras_seq.losses import TokenAccuracy, TokenCrossentropy, TokenLoss, TokenPerplexity
 from keras_seq.models.bert import (
     BERT,
     BERTClassifier,
@@ -87,6 +87,7 @@ __all__ = [
     "TokenAccuracy",
     "TokenCrossentropy",
     "TokenEmbedding",
+    "TokenLoss",
     "TokenPerplexity",
     "Transformer",
     "WordPieceTokenizer",

@@ -28,29 +28,59 @@ class TokenCrossentropy(keras.losses.Loss):
         self.label_smoothing = label_smoothing
 
     def call(self, y_true, y_pred):
-        y_pred = ops.cast(y_pred, "float32")
-        nll_bt = keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
-        if not self.label_smoothing:
-            return nll_bt
-        # Cross-entropy against the uniform distribution: logsumexp - mean.
-        uniform_bt = ops.logsumexp(y_pred, axis=-1) - ops.mean(y_pred, axis=-1)
-        return (1 - self.label_smoothing) * nll_bt + self.label_smoothing * uniform_bt
+        return _crossentropy(y_true, y_pred, self.label_smoothing)
 
     def get_config(self):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+def _crossentropy(y_true, y_pred, label_smoothing=0.0):
+    """One value a token, in nats."""
+    y_pred = ops.cast(y_pred, "float32")
+    nll_bt = keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+    if not label_smoothing:
+        return nll_bt
+    # Cross-entropy against the uniform distribution: logsumexp - mean.
+    uniform_bt = ops.logsumexp(y_pred, axis=-1) - ops.mean(y_pred, axis=-1)
+    return (1 - label_smoothing) * nll_bt + label_smoothing * uniform_bt
 
 
 class _TokenMean(keras.metrics.Mean):
     """A mean over real tokens; abstract.
 
     Keras averages a batch over its padded length before it weighs it, so that a batch of short rows would count for
-    more:
-    here each token is a value of its own.
+    more: here each token is a value of its own.
     """
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         values = ops.reshape(self.of_tokens(y_true, y_pred), (-1,))
         super().update_state(values, None if sample_weight is None else ops.reshape(sample_weight, (-1,)))
+
+
+@keras.saving.register_keras_serializable("keras_seq")
+class TokenLoss(_TokenMean):
+    """TokenCrossentropy as a metric: its mean over all real tokens seen since the last reset, whatever the batches.
+
+    The `loss` that Keras shows is the mean of its batches' losses weighed by their rows: of the same examples in other
+    batches it would be another number.
+
+    Shapes:
+        y_true (b, t) int, y_pred logits (b, t, v), sample_weight (b, t) -> scalar.
+
+    Args:
+        label_smoothing: eps in [0, 1), the loss'.
+        name: of the metric.
+    """
+
+    def __init__(self, label_smoothing=0.0, name="token_loss", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.label_smoothing = label_smoothing
+
+    def of_tokens(self, y_true, y_pred):
+        return _crossentropy(y_true, y_pred, self.label_smoothing)
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
 
 @keras.saving.register_keras_serializable("keras_seq")
@@ -68,8 +98,7 @@ class TokenPerplexity(_TokenMean):
         super().__init__(name=name, **kwargs)
 
     def of_tokens(self, y_true, y_pred):
-        y_pred = ops.cast(y_pred, "float32")
-        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+        return _crossentropy(y_true, y_pred)
 
     def result(self):
         return ops.exp(super().result())

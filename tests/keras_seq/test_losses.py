@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_seq.losses import TokenAccuracy, TokenCrossentropy, TokenPerplexity
+from keras_seq.losses import TokenAccuracy, TokenCrossentropy, TokenLoss, TokenPerplexity
 
 RANDOM = np.random.default_rng(0)
 TRUE = RANDOM.integers(0, 11, size=(3, 7)).astype("int32")
@@ -90,3 +90,18 @@ def test_metrics_are_the_same_under_any_batching_and_padding(metric):
     alone = measured([[i] for i in range(5)])
     assert measured([[0, 1, 2, 3, 4]]) == pytest.approx(alone, rel=1e-5)
     assert measured([[0, 4], [1, 2, 3]]) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_the_loss_of_tokens_is_one_number_however_they_are_batched(label_smoothing):
+    random = np.random.default_rng(3)
+    y_true, y_pred = random.integers(7, size=(5, 11)), random.normal(size=(5, 11, 7)).astype("float32")
+    weights = (np.arange(11) < np.array([[11], [2], [7], [1], [5]])).astype("float32")
+    whole = float(TokenCrossentropy(label_smoothing)(y_true, y_pred, weights))
+    for cuts in ([], [2], [1, 2, 4]):
+        metric = TokenLoss(label_smoothing)
+        for rows in np.split(np.arange(5), cuts):
+            longest = int(weights[rows].sum(axis=1).max())  # each batch as short as its rows
+            metric.update_state(y_true[rows, :longest], y_pred[rows, :longest], weights[rows, :longest])
+        assert float(metric.result()) == pytest.approx(whole, rel=1e-6)
+    assert TokenLoss.from_config(metric.get_config()).label_smoothing == label_smoothing
