@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--set", action="append", nargs="+", default=[], metavar="KEY=VALUE", help="change keys of it")
     fit.add_argument("--out", required=True, metavar="runs/NAME", help="the run's folder")
     fit.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    fit.add_argument("--tensorboard", action="store_true", help="also write the run's tensorboard/")
     evaluate = commands.add_parser("evaluate", help="measure a run on held-out data")
     evaluate.add_argument("run", metavar="runs/NAME")
     evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
@@ -74,9 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
             recipe = find(options.recipe).replace(**changes)
             import_tensorflow()
             recipe.check_model()
-            from training import evaluate, run
+            from training import evaluate, plot, run
 
-            evaluate.show(evaluate.evaluate_run(run.fit(recipe, options.out, options.resume)))
+            fitted = run.fit(recipe, options.out, options.resume, tensorboard=options.tensorboard)
+            plot.draw(fitted.folder)
+            evaluate.show(evaluate.evaluate_run(fitted))
         else:
             import_tensorflow()
             from training import evaluate

@@ -53,7 +53,14 @@ class Recipe:
         weight_decay: of AdamW.
         beta_2: of AdamW.
         clip_norm: greatest global norm of a gradient; None: no clipping.
+        gradient_accumulation: batches whose mean gradient makes one update; steps and warmup_steps count batches.
+        ema_momentum: share of the old in the moving average of the weights that is validated and saved; None: none.
+        average_checkpoints: of how many last checkpoints the saved weights are the mean.
+        checkpoint_steps: steps between two checkpoints (None: one after each epoch; there is always one there).
+        early_stopping: epochs without a better validation loss that end the run, whose best weights are then saved;
+            None: train all steps.
         dtype: "float32", "mixed_bfloat16" or "mixed_float16".
+        deterministic: on a GPU only with operations that give the same again, as a resumed run needs.
         jit_compile: train under XLA; worth it only where all batches have one shape.
         seed: of weights, dropout, data and order.
         start_from: a run's folder; its tokenizer and (for a classifier, its backbone's) weights are the start.
@@ -80,7 +87,13 @@ class Recipe:
     weight_decay: float = 0.01
     beta_2: float = 0.98
     clip_norm: float | None = 1.0
+    gradient_accumulation: int = 1
+    ema_momentum: float | None = None
+    average_checkpoints: int = 1
+    checkpoint_steps: int | None = None
+    early_stopping: int | None = None
     dtype: str = "float32"
+    deterministic: bool = True
     jit_compile: bool = False
     seed: int = 0
     start_from: str | None = None
@@ -103,8 +116,18 @@ class Recipe:
             rule = ">= 0" if field.name in MAY_BE_ZERO else "> 0"
             if not (math.isfinite(value) and (value > 0 or (value == 0 and field.name in MAY_BE_ZERO))):
                 raise RecipeError(f"A recipe needs {field.name} {rule}, got {field.name}={value!r}.")
-        if not self.label_smoothing < 1:
-            raise RecipeError(f"A recipe needs label_smoothing < 1, got label_smoothing={self.label_smoothing!r}.")
+        for name in ("label_smoothing", "ema_momentum"):
+            if not (getattr(self, name) or 0.0) < 1:
+                raise RecipeError(f"A recipe needs {name} < 1, got {name}={getattr(self, name)!r}.")
+        self._check_weights_saved()
+
+    def _check_weights_saved(self) -> None:
+        """Which weights the run leaves must be one thing: the best, a mean of checkpoints or a moving average."""
+        if self.average_checkpoints > 1 and (self.early_stopping is not None or self.ema_momentum is not None):
+            raise RecipeError(
+                "A recipe needs average_checkpoints=1 beside early_stopping or ema_momentum, "
+                f"got average_checkpoints={self.average_checkpoints!r}."
+            )
 
     def check_model(self) -> "Recipe":
         """The recipe itself, once every key of `model` is known to the constructor (this imports the models)."""

@@ -1,30 +1,31 @@
 """The only caller of compile and fit: from a recipe to a run's folder.
 
-A folder holds recipe.json, tokenizer/ (and target_tokenizer/), labels.txt where there are classes, checkpoint/ to
+A folder holds recipe.json, tokenizer/ (and target_tokenizer/), labels.txt where there are classes, checkpoints/ to
 resume from, history.csv, metrics.json, and model.keras once it is done. Each file is written beside and renamed into
 place.
 """
 
 import functools
-import json
-import os
+import importlib.util
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 import keras_seq
 from keras_seq.text import load_tokenizer, train_tokenizer
 from training import pipelines
+from training.checkpointing import Checkpoints
 from training.corpora import CORPORA
+from training.feed import Feed
+from training.files import read_json, write_beside, write_json
+from training.optimizers import optimizer
 from training.progress import Progress
 from training.recipes import Recipe, RecipeError, model_class
-from training.schedules import WarmUp
+from training.watch import Watch
 
 
 class Run(NamedTuple):
@@ -36,35 +37,6 @@ class Run(NamedTuple):
     tokenizer: Any
     target_tokenizer: Any
     labels: list[str] | None
-
-
-def write_beside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` make a file or folder beside `path`, then renames it: the old one stays good until then."""
-    beside = path.with_name(f".{path.stem}.partial{path.suffix}")
-    if beside.is_dir():
-        shutil.rmtree(beside)
-    write(beside)
-    if path.is_dir():  # a folder cannot be replaced: the old one steps aside
-        old = path.with_name(f".{path.stem}.old{path.suffix}")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(path, old)
-        os.replace(beside, path)
-        shutil.rmtree(old)
-    else:
-        os.replace(beside, path)
-
-
-def write_json(path: Path, values: Any) -> None:
-    write_beside(
-        path, lambda beside: beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    )
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def load_run(folder: str | Path) -> Run:
@@ -79,7 +51,7 @@ def load_run(folder: str | Path) -> Run:
     for name in ("recipe.json", "tokenizer", "model.keras"):
         if not (folder / name).exists():
             raise FileNotFoundError(f"A finished run has {name}, which is not in {folder}.")
-    recipe = Recipe.from_dict(_read_json(folder / "recipe.json"))
+    recipe = Recipe.from_dict(read_json(folder / "recipe.json"))
     model = keras.saving.load_model(folder / "model.keras")
     return Run(folder, recipe, model, *_tokenizers(folder), _labels(folder))
 
@@ -164,22 +136,20 @@ def dataset(recipe: Recipe, examples: Any, run: Run, seed: int | None, start_ste
 
 def compile_model(recipe: Recipe, model: keras.Model) -> None:
     """Optimizer, losses that count real tokens only, and metrics."""
-    rate = WarmUp(recipe.learning_rate, recipe.warmup_steps, recipe.steps, recipe.decay)
-    optimizer = keras.optimizers.AdamW(
-        rate, weight_decay=recipe.weight_decay, beta_2=recipe.beta_2, epsilon=1e-8, global_clipnorm=recipe.clip_norm
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])  # norms and biases do not decay
     loss: Any = keras_seq.TokenCrossentropy(recipe.label_smoothing)
-    metrics: Any = [keras_seq.TokenPerplexity(), keras_seq.TokenAccuracy()]
+    metrics: Any = [keras_seq.TokenLoss(recipe.label_smoothing), keras_seq.TokenPerplexity(), keras_seq.TokenAccuracy()]
     if recipe.architecture == "bert":
         loss = {"masked_lm": loss, "next_sentence": keras_seq.TokenCrossentropy()}
-        metrics = {name: [keras_seq.TokenAccuracy()] for name in loss}
+        metrics = {
+            name: [keras_seq.TokenLoss(one.label_smoothing), keras_seq.TokenAccuracy()] for name, one in loss.items()
+        }
     if recipe.architecture == "bert-classify":
-        metrics = [keras_seq.TokenAccuracy()]
-    model.compile(optimizer, loss=loss, weighted_metrics=metrics, jit_compile=recipe.jit_compile)
+        metrics = [metrics[0], keras_seq.TokenAccuracy()]
+    model.compile(optimizer(recipe), loss=loss, weighted_metrics=metrics, jit_compile=recipe.jit_compile)
+    model.optimizer.build(model.trainable_variables)  # left to the first step, that step would be traced twice
 
 
-def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = True) -> Run:
+def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = True, tensorboard: bool = False) -> Run:
     """Trains a recipe into a folder; with `resume` goes on from its last checkpoint.
 
     Args:
@@ -187,6 +157,7 @@ def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = 
         out: the run's folder; without `resume` it must not hold a run.
         resume: go on where an interrupted run with the same recipe stopped.
         progress: show progress in the terminal.
+        tensorboard: also write the measures of each epoch for TensorBoard, into the folder's tensorboard/.
 
     Returns:
         The run, its files in place.
@@ -195,17 +166,24 @@ def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = 
         RecipeError: the recipe does not fit its corpus, or the folder holds a run of another recipe.
         FileExistsError: the folder holds a run and `resume` is off.
         FileNotFoundError: a file of the corpus, or the run to start from, is missing.
+        NotFiniteError: the loss is no number; which step and which lines, the message says.
     """
     recipe.check_model()
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError(
+            "--tensorboard needs the package tensorboard, which is not installed: pip install tensorboard."
+        )
     folder, started = Path(out), time.perf_counter()
     _check_folder(recipe, folder, resume)
     _check_start(recipe)
-    keras.utils.set_random_seed(recipe.seed)
+    if (folder / "model.keras").exists():
+        return load_run(folder)
+    _set_seeds(recipe)
     read = CORPORA[recipe.corpus].read
     examples = read("train", recipe.train_examples, recipe.seed)
     validation = read("validation", recipe.evaluate_examples, recipe.seed + 1)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (resume and (folder / "recipe.json").exists()):
+    if not (folder / "recipe.json").exists():
         _train_tokenizers(recipe, examples, folder)
         if CORPORA[recipe.corpus].kind == "labelled":
             names = "".join(f"{name}\n" for name in sorted({label for _, label in examples}))
@@ -215,29 +193,63 @@ def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = 
     model = build_model(recipe, *tokenizers, labels)
     run = Run(folder, recipe, model, *tokenizers, labels)
     compile_model(recipe, model)
-    epochs = -(-recipe.steps // recipe.steps_per_epoch)
-    first_epoch, seconds = _restore(run) if resume else (0, 0.0)
-    checkpoint = _Checkpoint(run, started - seconds)
-    if first_epoch < epochs:
-        bar = Progress(recipe, folder.name, progress)
-        try:
-            model.fit(
-                dataset(recipe, examples, run, recipe.seed, first_epoch * recipe.steps_per_epoch),
-                validation_data=dataset(recipe, validation, run, None),
-                epochs=epochs,
-                initial_epoch=first_epoch,
-                steps_per_epoch=recipe.steps_per_epoch,
-                shuffle=False,
-                verbose=0,
-                callbacks=[bar, checkpoint],
-            )
-        finally:
-            bar.stop()
-        seconds = checkpoint.seconds()
-    if first_epoch < epochs or not (folder / "model.keras").exists():
-        write_beside(folder / "model.keras", model.save)
-        write_json(folder / "metrics.json", {"parameters": model.count_params(), "seconds": round(seconds, 1)})
+    kept = Checkpoints(recipe, folder, started)
+    kept.restore(model)
+    if kept.step < recipe.steps:
+        _train(run, kept, examples, validation, progress, tensorboard)
+    kept.take_final_weights()
+    write_json(folder / "metrics.json", _measures(kept, model))
+    write_beside(folder / "model.keras", model.save)
     return run
+
+
+def _set_seeds(recipe: Recipe) -> None:
+    keras.utils.set_random_seed(recipe.seed)
+    if recipe.deterministic and tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()  # a CPU's operations give the same again as they are
+
+
+def _train(run: Run, kept: Checkpoints, examples: Any, validation: Any, progress: bool, tensorboard: bool) -> None:
+    """The steps that are left, in the epochs that are left, the first of them perhaps from its middle."""
+    recipe = run.recipe
+    feed = kept.feed = Feed(dataset(recipe, examples, run, recipe.seed, kept.step), kept.step, kept.tokens)
+    watch = Watch(feed, run.folder, (run.tokenizer, run.target_tokenizer), recipe.checkpoint_steps)
+    bar = Progress(recipe, run.folder.name, progress, feed)
+    callbacks = [watch, bar, kept]
+    if recipe.ema_momentum is not None:
+        kept.averages = keras.callbacks.SwapEMAWeights()
+        callbacks.append(kept.averages)
+    if tensorboard:
+        callbacks.append(keras.callbacks.TensorBoard(run.folder / "tensorboard", write_graph=False))
+    held_out = dataset(recipe, validation, run, None)
+    if kept.step:
+        run.model.evaluate(held_out.take(1), verbose=0)  # makes the measures, or the epoch's could not be put back
+    try:
+        run.model.fit(
+            feed.dataset(),
+            validation_data=held_out,
+            epochs=-(-recipe.steps // recipe.steps_per_epoch),
+            initial_epoch=kept.epochs,
+            steps_per_epoch=recipe.steps_per_epoch,
+            shuffle=False,
+            verbose=0,
+            callbacks=callbacks,
+        )
+    finally:
+        bar.stop()
+
+
+def _measures(kept: Checkpoints, model: keras.Model) -> dict[str, Any]:
+    """What a finished run says of itself in metrics.json."""
+    (real, places), seconds = kept.tokens, kept.seconds()
+    return {
+        "parameters": model.count_params(),
+        "seconds": round(seconds, 1),
+        "steps": kept.step,
+        "tokens": real,
+        "real_tokens": round(real / places, 4),
+        "tokens_per_second": round(real / seconds, 1),
+    }
 
 
 def _check_start(recipe: Recipe) -> None:
@@ -247,7 +259,7 @@ def _check_start(recipe: Recipe) -> None:
     start = Path(recipe.start_from)
     if not (start / "model.keras").exists():
         raise FileNotFoundError(f"The recipe starts from {start}, which is not a finished run.")
-    old = Recipe.from_dict(_read_json(start / "recipe.json"))
+    old = Recipe.from_dict(read_json(start / "recipe.json"))
     wanted = ("bert", "bert-classify") if recipe.architecture == "bert-classify" else (recipe.architecture,)
     if old.architecture not in wanted:
         raise RecipeError(f"{recipe.architecture} starts from a run of {wanted}, got {start}, of {old.architecture}.")
@@ -263,70 +275,7 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         return
     if not resume:
         raise FileExistsError(f"{folder} holds a run already: choose another --out, remove it, or give --resume.")
-    old = _read_json(folder / "recipe.json")
-    changed = sorted(name for name, value in recipe.to_dict().items() if old.get(name) != value)
+    old = Recipe.from_dict(read_json(folder / "recipe.json")).to_dict()
+    changed = sorted(name for name, value in recipe.to_dict().items() if old[name] != value)
     if changed:
         raise RecipeError(f"--resume needs the recipe that {folder} began with; these keys differ: {changed}.")
-
-
-class _Checkpoint(keras.callbacks.Callback):
-    """After each epoch: a line of history.csv; weights, optimizer, seeds, written beside and renamed.
-
-    It also ends a last epoch that is shorter than the others.
-    """
-
-    def __init__(self, run: Run, started: float):
-        super().__init__()
-        self.run = run
-        self.started = started
-
-    def seconds(self) -> float:
-        """Since the run began, without the time it lay interrupted."""
-        return time.perf_counter() - self.started
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.left = self.run.recipe.steps - epoch * self.run.recipe.steps_per_epoch
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.run.model.stop_training = True
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        model, row = self.run.model, {"epoch": epoch, **(logs or {})}
-        with open(self.run.folder / "history.csv", "a" if epoch else "w", encoding="utf-8") as history:
-            if not epoch:
-                print(*row, sep=",", file=history)
-            print(*row.values(), sep=",", file=history)
-
-        def write(beside: Path) -> None:
-            beside.mkdir()
-            model.save_weights(beside / "model.weights.h5")
-            values: dict[str, Any] = {f"{i}": np.asarray(variable) for i, variable in enumerate(_seeds(model))}
-            np.savez(beside / "seeds.npz", **values)
-            (beside / "epoch.json").write_text(json.dumps({"epochs": epoch + 1, "seconds": self.seconds()}))
-
-        write_beside(self.run.folder / "checkpoint", write)
-
-
-def _seeds(model: keras.Model) -> list[Any]:
-    """Where dropout's random numbers have got to: `save_weights` keeps weights and optimizer, but not these."""
-    return [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
-
-
-def _restore(run: Run) -> tuple[int, float]:
-    """Loads the last checkpoint, if there is one; the number of epochs and the seconds it took."""
-    folder = run.folder / "checkpoint"
-    if not folder.is_dir():
-        return 0, 0.0
-    run.model.optimizer.build(run.model.trainable_variables)  # or its variables could not be loaded
-    run.model.load_weights(folder / "model.weights.h5")
-    with np.load(folder / "seeds.npz") as values:
-        for i, variable in enumerate(_seeds(run.model)):
-            variable.assign(values[f"{i}"])
-    kept = _read_json(folder / "epoch.json")
-    history = run.folder / "history.csv"
-    if history.exists():  # one more line where the run was stopped between line and checkpoint
-        lines = history.read_text("utf-8").splitlines(keepends=True)[: kept["epochs"] + 1]
-        write_beside(history, lambda beside: beside.write_text("".join(lines), "utf-8"))
-    return kept["epochs"], kept["seconds"]

@@ -15,17 +15,19 @@ def pytest_configure(config):
     )
 
 
-BLOCKS = {"num_layers": 2, "num_heads": 2, "hidden_dim": 26, "intermediate_dim": 29, "dropout": 0.1}
+BLOCKS = {"num_layers": 1, "num_heads": 2, "hidden_dim": 26, "intermediate_dim": 29, "dropout": 0.1}
 RECURRENT = {"hidden_dim": 23, "embedding_dim": 19, "cell": "gru", "dropout": 0.1}
 
-# architecture -> corpus, tokenizer, model. All have dropout: a resumed run must go on with the same random numbers.
+# architecture -> corpus, tokenizer, model, further keys. All have dropout: a resumed run goes on with the same random
+# numbers.
+MEANS = {"gradient_accumulation": 2, "ema_momentum": 0.7, "checkpoint_steps": 4, "label_smoothing": 0.1}
 TINY = {
-    "seq2seq": ("grammar-pairs", "word", RECURRENT),
-    "attention": ("grammar-pairs", "word", RECURRENT),
-    "transformer": ("grammar-pairs", "word", BLOCKS),
-    "bert": ("grammar-documents", "wordpiece", BLOCKS),
-    "bert-classify": ("grammar-labelled", "wordpiece", {}),
-    "gpt": ("grammar-lines", "bpe", BLOCKS),
+    "seq2seq": ("grammar-pairs", "word", RECURRENT, {"early_stopping": 2}),
+    "attention": ("grammar-pairs", "word", RECURRENT, {"average_checkpoints": 2, "checkpoint_steps": 20}),
+    "transformer": ("grammar-pairs", "word", BLOCKS, MEANS),
+    "bert": ("grammar-documents", "wordpiece", BLOCKS, {"checkpoint_steps": 4}),
+    "bert-classify": ("grammar-labelled", "wordpiece", {}, {}),
+    "gpt": ("grammar-lines", "bpe", BLOCKS, {}),
 }
 
 BLOCKS_OF_REAL = {f"model.{name}": value for name, value in BLOCKS.items()}
@@ -38,10 +40,10 @@ SHORT = {"vocabulary_size": 1009, "steps_per_epoch": 20, "tokens_per_batch": 499
 
 
 def tiny_recipe(architecture, **changes):
-    """22 steps in two epochs, a second or two."""
+    """22 steps in two epochs, the second shorter, a second or two."""
     from training.recipes import Recipe
 
-    corpus, tokenizer, model = TINY[architecture]
+    corpus, tokenizer, model, means = TINY[architecture]
     values = {
         "corpus": corpus,
         "model": dict(model),
@@ -51,11 +53,12 @@ def tiny_recipe(architecture, **changes):
         "train_examples": 211,
         "evaluate_examples": 23,
         "steps": 22,
-        "steps_per_epoch": 11,
+        "steps_per_epoch": 13,
         "tokens_per_batch": 331,
         "learning_rate": 0.01,
         "warmup_steps": 3,
         "max_new_tokens": 7,
+        **means,
     }
     return Recipe(architecture, **{**values, **changes})
 

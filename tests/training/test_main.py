@@ -43,7 +43,8 @@ def test_a_recipe_is_fit_and_evaluated_end_to_end(tmp_path, capsys):
     folder = tmp_path / "mine"
     assert main(["fit", "demo-gpt", "--set", *TINY, "--set", "seed=5", "--out", str(folder)]) == 0
     out, err = capsys.readouterr()
-    assert "mine 2/3" in out and "mine 3/3" in out
+    assert "mine 2/3" in out and "mine 3/3" in out and "% of all places" in out
+    assert (folder / "history.png").read_bytes().startswith(b"\x89PNG")
     assert "nats per word" in out and "entropy per word" in out
     assert "error" not in err
     recipe = json.loads((folder / "recipe.json").read_text())
@@ -80,6 +81,7 @@ def test_a_recipe_is_fit_and_evaluated_end_to_end(tmp_path, capsys):
             "which is not a finished run.",
         ),
         (["fit", "multi30k-seq2seq", "--out", "OUT"], "KERAS_SEQ_DATA names the folder it is looked for in."),
+        (["fit", "demo-gpt", "--tensorboard", "--out", "OUT/x"], "--tensorboard needs the package tensorboard, which"),
         (["evaluate", "OUT/absent"], "There is no run folder"),
         (["evaluate", "OUT"], "A finished run has recipe.json, which is not in"),
         (["evaluate", "OUT", "--endpoint", "there"], "--endpoint needs HOST:PORT or HOST:PORT/NAME, got 'there'."),
@@ -87,6 +89,7 @@ def test_a_recipe_is_fit_and_evaluated_end_to_end(tmp_path, capsys):
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("KERAS_SEQ_DATA", str(tmp_path / "no data"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     assert main([word.replace("OUT", str(tmp_path)) for word in words]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: ") and err.count("\n") == 1

@@ -11,6 +11,16 @@ from training.recipes import Recipe
 RECIPE = Recipe("gpt", "grammar-lines", steps=23, steps_per_epoch=11)
 
 
+class Counted:
+    """A Feed of 7 real tokens of 10 places a step."""
+
+    def __init__(self, first_step=0):
+        self.first_step = first_step
+
+    def tokens(self, step):
+        return 7 * step, 10 * step
+
+
 def play(progress, first=0, until=23):
     """The calls of a fit."""
     progress.set_params({"epochs": 3, "steps": 11})
@@ -20,6 +30,7 @@ def play(progress, first=0, until=23):
         for batch in range(min(11, until - epoch * 11)):
             progress.on_train_batch_end(batch, {"loss": 2.5})
         progress.on_epoch_end(epoch, {"loss": 2.5 - epoch, "accuracy": float("nan")})
+    progress.on_train_end()
     progress.stop()
 
 
@@ -30,38 +41,39 @@ def at_a_terminal(progress):
 
 
 def test_a_piped_run_prints_a_line_an_epoch_and_nothing_else(capsys):
-    play(Progress(RECIPE, "mine"))
-    lines = capsys.readouterr().out.splitlines()
+    play(Progress(RECIPE, "mine", True, Counted()))
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == "mine  161 tokens, 70.0% of all places"
     assert [line.split("  ")[:2] for line in lines] == [
         ["mine 11/23", "loss 2.500"],
         ["mine 22/23", "loss 1.500"],
         ["mine 23/23", "loss 0.500"],
     ]
-    assert all(line.endswith(" steps/s") and "nan" not in line and "\x1b" not in line for line in lines)
+    assert all(line.endswith(" tokens/s") and "nan" not in line and "\x1b" not in line for line in lines)
 
 
 def test_a_resumed_run_counts_on_from_its_checkpoint(capsys):
-    play(Progress(RECIPE, "mine"), first=1)
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["22/23", "23/23"]
+    play(Progress(RECIPE, "mine", True, Counted(11)), first=1)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[:-1]] == ["22/23", "23/23"]
 
 
 def test_a_run_that_shows_nothing_prints_nothing(capsys):
-    play(Progress(RECIPE, "mine", shown=False))
+    play(Progress(RECIPE, "mine", False, Counted()))
     assert capsys.readouterr() == ("", "")
 
 
 def test_at_a_terminal_a_bar_shows_steps_and_loss_and_goes_away():
-    progress = Progress(RECIPE, "mine")
+    progress = Progress(RECIPE, "mine", True, Counted())
     file = at_a_terminal(progress)
     play(progress)
     shown = file.getvalue()
     assert "mine 23/23" in shown
     assert progress.bar.tasks[0].total == 23
-    assert progress.bar.tasks[0].fields["note"] == "loss 2.500"
+    assert progress.bar.tasks[0].fields["note"].startswith("loss 2.500  ")
 
 
 def test_a_stopped_bar_gives_the_cursor_back():
-    progress = Progress(RECIPE, "mine")
+    progress = Progress(RECIPE, "mine", True, Counted())
     file = at_a_terminal(progress)
     progress.set_params({"epochs": 3, "steps": 11})
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,41 @@
+"""What a fit is fed is what the dataset holds, and counted by step."""
+
+import numpy as np
+import tensorflow as tf
+
+from training.feed import KEPT, Feed, count_tokens
+
+
+def batches(count=29):
+    """Batch i has rows of i % 5 + 1 real tokens of 5 places."""
+    masks = [np.arange(5)[None] < np.full((3, 1), i % 5 + 1) for i in range(count)]
+    masks = tf.data.Dataset.from_tensor_slices(np.array(masks))
+    return masks.map(lambda mask: ({"token_ids": tf.cast(mask, tf.int32), "padding_mask": mask}, mask, mask))
+
+
+def test_batches_pass_as_they_are():
+    given, fed = list(batches()), list(Feed(batches()).dataset())
+    assert Feed(batches()).dataset().element_spec == batches().element_spec
+    for one, other in zip(given, fed, strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, one, other)
+
+
+def test_tokens_are_those_of_the_steps_done_and_not_of_what_is_prepared():
+    feed = Feed(batches(), first_step=100, tokens=(1000, 2000))
+    assert feed.tokens(100) == (1000, 2000)
+    iterator = iter(feed.dataset())
+    for _ in range(3):
+        next(iterator)
+    assert feed.tokens(103) == (1000 + 3 * (1 + 2 + 3), 2000 + 3 * 15)
+    assert feed.inputs(102)["padding_mask"].sum() == 3 * 2
+
+
+def test_the_last_batches_can_be_asked_for_and_old_ones_are_gone():
+    feed = Feed(batches())
+    list(feed.dataset())
+    assert feed.inputs(29) is not None and feed.inputs(29 - KEPT) is None
+
+
+def test_tokens_of_an_encoder_and_a_decoder_are_added():
+    one, other = np.array([[1, 1, 0]], bool), np.array([[1, 0, 0, 0]])
+    assert count_tokens({"encoder_padding_mask": one, "decoder_padding_mask": other, "x": one}) == (3, 7)
