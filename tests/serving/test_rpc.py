@@ -119,7 +119,7 @@ def test_a_version_is_named_by_number_or_label(prediction):
         (make_request("half", {"x": np.float32([1]), "z": [1]}), "INVALID_ARGUMENT", "Sent extra: {z}"),
         (make_request("half", {"x": ["a"]}), "INVALID_ARGUMENT", "'x' takes float32, got string"),
         (make_request("half", {"x": np.float32([1])}, output_filter=["z"]), "INVALID_ARGUMENT", "{y}, not 'z'"),
-        (make_request("half", {"x": tensor_pb2.TensorProto()}), "INVALID_ARGUMENT", "does not parse"),
+        (make_request("half", {"x": tensor_pb2.TensorProto()}), "INVALID_ARGUMENT", "tensor parsing error: x"),
         (make_request("text", {"text": ["x"]}, "number"), "INVALID_ARGUMENT", "StringToNumber"),
     ],
 )
