@@ -1,4 +1,4 @@
-"""The gRPC edge: PredictionService and ModelService over a ModelManager."""
+"""The gRPC edge: PredictionService, ModelService and the health service over a ModelManager."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
     model_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
-from serving.model_server import tensors
+from serving.model_server import examples, tensors
 from serving.model_server.core import ModelManager, VersionRecord
 from serving.model_server.errors import StatusError, as_status, invalid
 from serving.model_server.loaded import LoadedVersion
@@ -26,49 +31,89 @@ MAX_MESSAGE_BYTES = 2**31 - 1  # grpc's own limit of 4 MB would cut off what the
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; the example-based calls answer UNIMPLEMENTED."""
+    """Predict, Classify, Regress, MultiInference and GetModelMetadata."""
 
     def __init__(self, manager: ModelManager, as_content: bool = False):
         self._manager, self._as_content = manager, as_content
 
     def Predict(self, request, context):
-        return _answer(context, lambda: predict(self._manager, request, self._as_content))
-
-    def GetModelMetadata(self, request, context):
-        return _answer(context, lambda: get_model_metadata(self._manager, request))
+        return _answer(context, predict, self._manager, request, self._as_content)
 
     def Classify(self, request, context):
-        return _unimplemented(context, "Classify")
+        return _answer(context, classify, self._manager, request)
 
     def Regress(self, request, context):
-        return _unimplemented(context, "Regress")
+        return _answer(context, regress, self._manager, request)
 
     def MultiInference(self, request, context):
-        return _unimplemented(context, "MultiInference")
+        return _answer(context, multi_inference, self._manager, request)
+
+    def GetModelMetadata(self, request, context):
+        return _answer(context, get_model_metadata, self._manager, request)
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus; a change of configuration at run time answers UNIMPLEMENTED."""
+    """GetModelStatus and HandleReloadConfigRequest."""
 
     def __init__(self, manager: ModelManager):
         self._manager = manager
 
     def GetModelStatus(self, request, context):
-        return _answer(context, lambda: get_model_status(self._manager, request))
+        return _answer(context, get_model_status, self._manager, request)
 
     def HandleReloadConfigRequest(self, request, context):
-        return _unimplemented(context, "HandleReloadConfigRequest")
+        return _answer(context, reload_config, self._manager, request)
 
 
 def predict(manager: ModelManager, request, as_content: bool = False) -> predict_pb2.PredictResponse:
     """One Predict call. Raises: StatusError."""
+    response = predict_pb2.PredictResponse()
     with manager.use(**model_key(request)) as loaded:
         signature = loaded.signature(request.model_spec.signature_name)
-        feeds = {name: tensors.from_proto(proto) for name, proto in request.inputs.items()}
-        outputs = loaded.run(signature, {**signature.defaults, **feeds}, tuple(request.output_filter))
-        response = predict_pb2.PredictResponse(model_spec=_model_spec(loaded, signature.name))
+        feeds = {name: tensors.from_proto(proto, name) for name, proto in request.inputs.items()}
+        if signature.defaults:
+            feeds = {**signature.defaults, **feeds}
+        outputs = loaded.run(signature, feeds, tuple(request.output_filter))
+        _fill_spec(response.model_spec, loaded, signature.name)
     for name, array in outputs.items():
-        response.outputs[name].CopyFrom(tensors.to_proto(array, as_content))
+        tensors.to_proto(array, as_content, response.outputs[name])
+    return response
+
+
+def classify(manager: ModelManager, request) -> classification_pb2.ClassificationResponse:
+    """One Classify call. Raises: StatusError."""
+    response = classification_pb2.ClassificationResponse()
+    with manager.use(**model_key(request)) as loaded:
+        name, method = request.model_spec.signature_name, examples.CLASSIFY_METHOD
+        signature = examples.find_signature(loaded, name, method)
+        classes = examples.classify(loaded, signature, examples.read_input(request.input))
+        _fill_spec(response.model_spec, loaded, signature.name)
+    response.result.CopyFrom(examples.classification_result(classes))
+    return response
+
+
+def regress(manager: ModelManager, request) -> regression_pb2.RegressionResponse:
+    """One Regress call. Raises: StatusError."""
+    response = regression_pb2.RegressionResponse()
+    with manager.use(**model_key(request)) as loaded:
+        name, method = request.model_spec.signature_name, examples.REGRESS_METHOD
+        signature = examples.find_signature(loaded, name, method)
+        values = examples.regress(loaded, signature, examples.read_input(request.input))
+        _fill_spec(response.model_spec, loaded, signature.name)
+    response.result.CopyFrom(examples.regression_result(values))
+    return response
+
+
+def multi_inference(manager: ModelManager, request) -> inference_pb2.MultiInferenceResponse:
+    """One MultiInference call; the first task says which version. Raises: StatusError."""
+    response = inference_pb2.MultiInferenceResponse()
+    first = request.tasks[0] if request.tasks else inference_pb2.InferenceTask()
+    with manager.use(**model_key(first)) as loaded:
+        for signature, result in examples.multi_inference(loaded, request):
+            entry = response.results.add()
+            _fill_spec(entry.model_spec, loaded, signature.name)
+            is_classification = signature.method_name == examples.CLASSIFY_METHOD
+            (entry.classification_result if is_classification else entry.regression_result).CopyFrom(result)
     return response
 
 
@@ -85,7 +130,8 @@ def get_model_metadata(manager: ModelManager, request) -> get_model_metadata_pb2
 
 def metadata_of(loaded: LoadedVersion) -> get_model_metadata_pb2.GetModelMetadataResponse:
     """The metadata of one version, which both edges answer."""
-    response = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=_model_spec(loaded, ""))
+    response = get_model_metadata_pb2.GetModelMetadataResponse()
+    _fill_spec(response.model_spec, loaded, "")
     response.metadata["signature_def"].Pack(get_model_metadata_pb2.SignatureDefMap(signature_def=loaded.signature_defs))
     return response
 
@@ -93,6 +139,16 @@ def metadata_of(loaded: LoadedVersion) -> get_model_metadata_pb2.GetModelMetadat
 def get_model_status(manager: ModelManager, request) -> get_model_status_pb2.GetModelStatusResponse:
     """The states of a model's versions. Raises: StatusError."""
     return status_of(manager.status(**model_key(request)))
+
+
+def reload_config(manager: ModelManager, request) -> model_management_pb2.ReloadConfigResponse:
+    """Serves what the request's config lists from now on. Raises: StatusError."""
+    if request.config.WhichOneof("config") != "model_config_list":
+        raise invalid("HandleReloadConfigRequest takes a ModelServerConfig with a model_config_list only.")
+    manager.reload(request.config)
+    response = model_management_pb2.ReloadConfigResponse()
+    response.status.error_code = 0
+    return response
 
 
 def status_of(records: list[VersionRecord]) -> get_model_status_pb2.GetModelStatusResponse:
@@ -110,9 +166,11 @@ def status_of(records: list[VersionRecord]) -> get_model_status_pb2.GetModelStat
 
 def model_key(request) -> dict:
     """The name, version and label of a request's model_spec. Raises: StatusError INVALID_ARGUMENT without a name."""
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
     spec = request.model_spec
     if not spec.name:
-        raise invalid("Missing ModelSpec: model_spec.name is needed")
+        raise invalid("ModelSpec has no name specified.")
     choice = spec.WhichOneof("version_choice")
     return {
         "name": spec.name,
@@ -121,8 +179,17 @@ def model_key(request) -> dict:
     }
 
 
-def create_server(manager: ModelManager, max_threads: int, as_content: bool = False) -> grpc.Server:
-    """A gRPC server without ports. Calls beyond `max_threads` wait for a thread."""
+def create_server(
+    manager: ModelManager, max_threads: int, as_content: bool = False, has_health: bool = False
+) -> grpc.Server:
+    """A gRPC server without ports. Calls beyond `max_threads` wait for a thread.
+
+    Args:
+        manager: who holds the models.
+        max_threads: calls worked on at a time.
+        as_content: whether Predict answers in `tensor_content`.
+        has_health: whether grpc.health.v1 is answered: SERVING for the server as a whole, as long as it runs.
+    """
     server = grpc.server(
         ThreadPoolExecutor(max_threads, thread_name_prefix="grpc"),
         options=[
@@ -134,24 +201,21 @@ def create_server(manager: ModelManager, max_threads: int, as_content: bool = Fa
     )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(manager, as_content), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(manager), server)
+    if has_health:
+        health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     return server
 
 
-def _model_spec(loaded: LoadedVersion, signature_name: str) -> model_pb2.ModelSpec:
-    spec = model_pb2.ModelSpec(name=loaded.name, signature_name=signature_name)
+def _fill_spec(spec: model_pb2.ModelSpec, loaded: LoadedVersion, signature_name: str) -> None:
+    spec.name, spec.signature_name = loaded.name, signature_name
     spec.version.value = loaded.version
-    return spec
 
 
-def _answer(context: grpc.ServicerContext, call: Callable):
+def _answer(context: grpc.ServicerContext, call: Callable, *arguments):
     try:
-        return call()
+        return call(*arguments)
     except Exception as error:
         status = as_status(error)
         if not isinstance(error, StatusError):
             logger.exception("a gRPC call failed")
         context.abort(grpc.StatusCode[status.code.name], status.message)
-
-
-def _unimplemented(context: grpc.ServicerContext, method: str):
-    context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented by this server")

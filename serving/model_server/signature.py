@@ -10,6 +10,7 @@ import numpy as np
 from serving.model_server.errors import invalid
 
 DEFAULT_SIGNATURE = "serving_default"
+_TYPE_NAMES = {"float16": "half", "float32": "float", "float64": "double"}
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,17 @@ def check_filter(signature: Signature, output_filter: tuple[str, ...]) -> None:
     """Raises StatusError INVALID_ARGUMENT unless the filter names outputs of the signature, each once."""
     for name in output_filter:
         if name not in signature.outputs:
-            raise invalid(f"Signature {signature.name!r} has the outputs {in_braces(signature.outputs)}, not {name!r}.")
+            raise invalid(
+                f"output tensor alias not found in signature: {name} Outputs expected to be in the set "
+                f"{in_braces(signature.outputs)}."
+            )
     if len(set(output_filter)) != len(output_filter):
-        raise invalid(f"An output_filter names each output once, got {list(output_filter)}.")
+        raise invalid(f"duplicate output tensor alias: an output_filter names each once, got {list(output_filter)}.")
 
 
 def type_name(dtype: np.dtype) -> str:
-    """The dtype as TensorFlow calls it."""
-    return "string" if dtype.kind == "O" else dtype.name
+    """The dtype as TensorFlow's C++ calls it, for messages."""
+    return "string" if dtype.kind == "O" else _TYPE_NAMES.get(dtype.name, dtype.name)
 
 
 def in_braces(names: Iterable[str]) -> str:

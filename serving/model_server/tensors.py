@@ -61,6 +61,7 @@ def from_proto(proto: tensor_pb2.TensorProto, name: str = "") -> np.ndarray:
             return _strings(proto, math.prod(shape)).reshape(shape)
         dtype = _DTYPES.get(proto.dtype)
         if dtype is None:  # quantised and 4- and 8-bit kinds
+            _check_size(math.prod(shape), 1)
             return tf.make_ndarray(proto)
         if proto.tensor_content:
             return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
@@ -129,7 +130,7 @@ def _shape(proto) -> tuple[int, ...]:
 def _typed(proto: tensor_pb2.TensorProto, dtype: np.dtype, count: int) -> np.ndarray:
     field, kind = _FIELDS[dtype.name]
     values = getattr(proto, field)
-    given = np.array(values, kind)
+    given: np.ndarray = np.array(values, kind)
     if dtype.name in ("float16", "bfloat16"):
         given = given.astype(np.uint16).view(dtype)
     elif dtype.kind == "c":
@@ -141,7 +142,7 @@ def _typed(proto: tensor_pb2.TensorProto, dtype: np.dtype, count: int) -> np.nda
 
 def _strings(proto: tensor_pb2.TensorProto, count: int) -> np.ndarray:
     values = _split(proto.tensor_content, count) if proto.tensor_content else list(proto.string_val)
-    given = np.empty(len(values), object)
+    given: np.ndarray = np.empty(len(values), object)
     given[:] = values
     return given if len(given) == count else _filled(given, count, b"")
 
@@ -150,12 +151,16 @@ def _filled(given: np.ndarray, count: int, empty: int | bytes) -> np.ndarray:
     """The values cut to `count`, or the last of them repeated up to it."""
     if count <= len(given):
         return given[:count]
-    if count * given.itemsize > MAX_BYTES:
-        raise invalid(f"a tensor holds at most {MAX_BYTES} bytes, its shape asks for {count} elements.")
+    _check_size(count, given.itemsize)
     array = np.empty(count, given.dtype)
     array[: len(given)] = given
     array[len(given) :] = given[-1] if len(given) else empty
     return array
+
+
+def _check_size(count: int, itemsize: int) -> None:
+    if count * itemsize > MAX_BYTES:
+        raise invalid(f"a tensor holds at most {MAX_BYTES} bytes, its shape asks for {count} elements.")
 
 
 def _split(content: bytes, count: int) -> list[bytes]:

@@ -115,12 +115,71 @@ def save_typed() -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory, save_half_plus, save_text, save_typed) -> Path:
-    """A folder with the models half, text and typed."""
+def save_examples() -> Callable[[Path], Path]:
+    """Saves signatures over one string input of tf.Examples: y = x / 2 + 2 of the float feature x.
+
+    `regress_x_to_y` and `classify_x_to_y` (scores only) as in TensorFlow Serving's own test model, `classify_both`
+    with the int64 feature k as label, others that answer what their method may not, and `with_default`, whose input
+    `scale` has the default [3].
+    """
+    import tensorflow as tf
+
+    def graph():
+        examples = tf.compat.v1.placeholder(tf.string, [None], "tf_example")
+        features = {"x": tf.io.FixedLenFeature([1], tf.float32), "k": tf.io.FixedLenFeature([1], tf.int64, [0])}
+        parsed = tf.io.parse_example(examples, features)
+        y = parsed["x"] / 2.0 + 2.0
+        label = tf.strings.as_string(parsed["k"])
+        x, scale = tf.compat.v1.placeholder(tf.float32, name="x"), tf.compat.v1.placeholder(tf.float32, name="scale")
+        names = {"inputs": examples}
+        return {
+            "regress_x_to_y": ("regress", names, {"outputs": y}),
+            "classify_x_to_y": ("classify", names, {"scores": y}),
+            "classify_both": (
+                "classify",
+                names,
+                {"classes": tf.concat([label, label + "!"], 1), "scores": y * [[1, 2]]},
+            ),
+            "classify_labels": ("classify", names, {"classes": label}),
+            "classify_bytes": ("classify", names, {"classes": tf.fill([tf.size(examples), 1], b"caf\xe9")}),
+            "classify_uneven": ("classify", names, {"classes": label, "scores": y * [[1, 2]]}),
+            "classify_flat": ("classify", names, {"scores": y[:, 0]}),
+            "classify_named_wrong": ("classify", names, {"points": y}),
+            "regress_wide": ("regress", names, {"outputs": y * [[1, 2]]}),
+            "regress_named_wrong": ("regress", names, {"scores": y}),
+            "regress_double": ("regress", names, {"outputs": tf.cast(y, tf.float64)}),
+            "regress_other_input": ("regress", {"inputs": x}, {"outputs": x + 1.0}),
+            "with_default": ("predict", {"x": x, "scale": scale}, {"y": x * scale}),
+        }
+
+    def save(folder: Path) -> Path:
+        infos = tf.compat.v1.saved_model.utils.build_tensor_info
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            signatures = {}
+            for key, (method, inputs, outputs) in graph().items():
+                made = tf.compat.v1.saved_model.build_signature_def(
+                    {name: infos(tensor) for name, tensor in inputs.items()},
+                    {name: infos(tensor) for name, tensor in outputs.items()},
+                    f"tensorflow/serving/{method}",
+                )
+                signatures[key] = made
+            signatures["with_default"].defaults["scale"].CopyFrom(tf.make_tensor_proto([3.0]))
+            builder = tf.compat.v1.saved_model.Builder(str(folder))
+            builder.add_meta_graph_and_variables(session, ["serve"], signatures)
+            builder.save()
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory, save_half_plus, save_text, save_typed, save_examples) -> Path:
+    """A folder with the models half, text, typed and examples."""
     folder = tmp_path_factory.mktemp("exports")
     save_half_plus(folder / "half" / "3", 2.0)
     save_text(folder / "text" / "1")
     save_typed(folder / "typed" / "1")
+    save_examples(folder / "examples" / "5")
     return folder
 
 
@@ -130,7 +189,7 @@ def server(exports):
     from serving.model_server.model_config import ModelSettings
     from serving.model_server.server import ModelServer
 
-    models = [ModelSettings(name, exports / name) for name in ("half", "text", "typed")]
+    models = [ModelSettings(name, exports / name) for name in ("half", "text", "typed", "examples")]
     models[0].labels["stable"] = 3
     port, rest_api_port = _free_port(), _free_port()
     running = ModelServer(
@@ -142,6 +201,32 @@ def server(exports):
         allow_version_labels_for_unavailable_models=True,
     )
     running.port, running.rest_api_port = port, rest_api_port
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def flagged_server(tmp_path_factory, save_half_plus):
+    """A second server, of the model half in two versions, with CORS and the health service; `.folder` has the model."""
+    from serving.model_server.core import ModelSettings
+    from serving.model_server.server import ModelServer
+
+    folder = tmp_path_factory.mktemp("flagged")
+    save_half_plus(folder / "half" / "2", 2.0)
+    save_half_plus(folder / "half" / "3", 3.0)
+    port, rest_api_port = _free_port(), _free_port()
+    running = ModelServer(
+        [ModelSettings("half", folder / "half")],
+        host=HOST,
+        port=port,
+        rest_api_port=rest_api_port,
+        file_system_poll_wait_seconds=0,
+        rest_api_enable_cors_support=True,
+        enable_grpc_healthcheck_service=True,
+        enable_serialization_as_tensor_content=True,
+    )
+    running.port, running.rest_api_port, running.folder = port, rest_api_port, folder
     running.start()
     yield running
     running.stop()

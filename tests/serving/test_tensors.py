@@ -105,6 +105,7 @@ def test_strings_as_content_are_those_of_tensorflow():
         make("float32", [-1], float_val=[1]),
         make("float32", [2**62, 2**62], float_val=[1]),
         make("string", [2**40], string_val=[b"a"]),
+        make("qint8", [2**40], int_val=[1]),
         make("float32", [1] * 70, float_val=[1]),
         make("float32", [2], tensor_content=b"abc"),
         make("bool", [2], tensor_content=b"abc"),
