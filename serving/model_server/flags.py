@@ -36,6 +36,8 @@ FLAGS = {
     "grpc_max_threads": Flag(_THREADS, "gRPC calls worked on at a time; more wait"),
     "rest_api_num_threads": Flag(_THREADS, "REST calls worked on at a time; more wait"),
     "rest_api_timeout_in_ms": Flag(30000, "a REST call that takes longer is answered 504"),
+    "rest_api_enable_cors_support": Flag(False, "REST answers name every origin in CORS headers"),
+    "enable_grpc_healthcheck_service": Flag(False, "answer grpc.health.v1 on the gRPC port"),
     "model_name": Flag("default", "name of the only model"),
     "model_base_path": Flag("", "folder of its version folders, whose names are numbers"),
     "model_config_file": Flag("", "ModelServerConfig as text protobuf; model_name and model_base_path are then unused"),
@@ -59,8 +61,6 @@ FLAGS = {
 
 # Known to tensorflow_model_server. Its default is accepted, because that is what happens anyway.
 NOT_HONOURED: dict[str, Any] = {
-    "enable_cors_support": False,
-    "enable_grpc_healthcheck_service": False,
     "enable_profiler": True,
     "enable_signature_method_name_check": False,
     "flush_filesystem_caches": True,

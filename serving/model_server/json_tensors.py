@@ -1,4 +1,4 @@
-"""TensorFlow Serving's JSON rules: a request's value and a signature -> arrays, and arrays -> an answer's value.
+"""TensorFlow Serving's rules for the JSON of a request: its value and a signature -> arrays.
 
 Pure functions: no HTTP and no TensorFlow. A wrong value raises `StatusError` INVALID_ARGUMENT, which names the input.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -15,32 +16,61 @@ from typing import Any
 import numpy as np
 import orjson
 
-from serving.model_server.errors import invalid
-from serving.model_server.signature import Signature, TensorSpec
+from serving.model_server.errors import Code, StatusError, invalid
+from serving.model_server.signature import Signature, TensorSpec, in_braces, type_name
 
 MAX_RANK = 64  # NumPy's
-_JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}}
+# What the JSON reader holds an integer to; a narrower dtype then keeps its low bits, as TensorFlow's field does.
+_INTEGERS: dict[str, Any] = {
+    "int8": np.iinfo(np.int32),
+    "int16": np.iinfo(np.int32),
+    "int32": np.iinfo(np.int32),
+    "uint8": np.iinfo(np.int32),
+    "int64": np.iinfo(np.int64),
+    "uint32": np.iinfo(np.uint32),
+    "uint64": np.iinfo(np.uint64),
+}
+# Up to here every whole number has its own float; beyond, a whole number is refused rather than rounded.
+_WHOLE = {"float32": 2**24 - 1, "float64": 2**53 - 1}
+_KEYS = (b'"instances"', b'"inputs"', b'"signature_name"', b'"examples"', b'"context"')
+_LENIENT = re.compile(r'"(?:[^"\\]|\\.)*"|\bInf\b|-NaN\b', re.DOTALL)
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
-    """A request's body as a JSON object. NaN, Infinity and -Infinity are numbers; raw bytes that are not UTF-8 pass."""
+    """A request's body as a JSON object.
+
+    NaN, Inf and Infinity are numbers; bytes that are not UTF-8 pass; of a key given twice the first counts.
+    """
+    if not body:
+        raise invalid("JSON Parse error: The document is empty")
     try:
         value = orjson.loads(body)
+        if any(body.count(key) > 1 for key in _KEYS):
+            value = _parse_slowly(body)
     except orjson.JSONDecodeError as strict_error:
         try:
-            value = json.loads(body.decode("utf-8", "surrogateescape"))
+            value = _parse_slowly(body)
         except (ValueError, RecursionError):
             raise invalid(f"JSON Parse error: {strict_error}") from None
     if not isinstance(value, dict):
-        raise invalid(f"JSON Parse error: The request is a JSON object, got {_kind(value)}.")
+        raise invalid(f"JSON Parse error: the request Is not object, got {kind_of(value)}.")
     return value
+
+
+def _parse_slowly(body: bytes) -> Any:
+    text = _LENIENT.sub(_spelled_out, body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
+    return json.loads(text, object_pairs_hook=lambda pairs: dict(reversed(pairs)))
+
+
+def _spelled_out(token: re.Match) -> str:
+    return {"Inf": "Infinity", "-NaN": "NaN"}.get(token[0], token[0])
 
 
 def signature_name(request: Mapping[str, Any]) -> str:
     """The request's "signature_name", or "" when it has none."""
     name = request.get("signature_name", "")
     if not isinstance(name, str):
-        raise invalid(f"'signature_name' is a string, got {_kind(name)}.")
+        raise invalid(f"'signature_name' key must be a string value, got {kind_of(name)}.")
     return name
 
 
@@ -54,45 +84,37 @@ def decode_request(request: Mapping[str, Any], signature: Signature) -> tuple[di
 
     Returns:
         Input name -> array, and whether the request was in row form.
+
+    Raises:
+        StatusError: UNIMPLEMENTED for an input of a dtype that JSON has no numbers for, else INVALID_ARGUMENT.
     """
-    if ("instances" in request) == ("inputs" in request):
-        both = "both" if "inputs" in request else "neither"
-        raise invalid(f"A predict request has either 'instances' or 'inputs', got {both}.")
+    if not signature.inputs:
+        raise invalid(f"Failed to get input map for signature: {signature.name}, which has no inputs.")
+    if "instances" in request and "inputs" in request:
+        raise invalid("A predict request needs only one of 'inputs' or 'instances' keys to exist, got both.")
     if "instances" in request:
         return _decode_rows(request["instances"], signature), True
-    return _decode_columns(request["inputs"], signature), False
-
-
-def encode_response(outputs: Mapping[str, np.ndarray], row_form: bool) -> bytes:
-    """The answer's body: {"predictions": [...]} in row form, {"outputs": ...} in column form.
-
-    A single output is unwrapped. Strings whose name ends in `_bytes` become {"b64": ...}. Floats are printed in the
-    shortest form that is the same number at their own precision.
-    """
-    values = {name: _printable(name, array) for name, array in outputs.items()}
-    if not row_form:
-        return _dump({"outputs": next(iter(values.values())) if len(values) == 1 else values})
-    sizes = {name: array.shape[0] if array.ndim else None for name, array in outputs.items()}
-    if None in sizes.values() or len(set(sizes.values())) > 1:
-        raise invalid(f"An answer in row form needs outputs with the same number of rows, got {sizes}.")
-    if len(values) == 1:
-        return _dump({"predictions": next(iter(values.values()))})
-    count = next(iter(sizes.values()), 0) or 0
-    return _dump({"predictions": [{name: value[row] for name, value in values.items()} for row in range(count)]})
+    if "inputs" in request:
+        return _decode_columns(request["inputs"], signature), False
+    raise invalid("Missing 'inputs' or 'instances' key: a predict request has one of them, got neither.")
 
 
 def _decode_rows(instances: Any, signature: Signature) -> dict[str, np.ndarray]:
     if not isinstance(instances, list):
-        raise invalid(f"'instances' is a list, got {_kind(instances)}.")
+        raise invalid(f"'instances' is a list/array, got {kind_of(instances)}.")
     if not instances:
-        raise invalid("'instances' needs at least one element, got [].")
+        raise invalid("No values in 'instances' array: it needs at least one element, got [].")
     if not _is_named(instances[0]):
-        name = _only_input(signature, "each element of 'instances'")
+        name = _only_input(signature, "instances", "a list of objects")
+        for row, instance in enumerate(instances):
+            if _is_named(instance):
+                raise invalid(f"Expecting value/list but got object at item {row} of 'instances'.")
         return {name: decode_tensor(name, instances, signature.inputs[name])}
     for row, instance in enumerate(instances):
         if not _is_named(instance):
-            raise invalid(f"All elements of 'instances' are objects or none is; element {row} is {_kind(instance)}.")
-        _check_names(instance, signature, f"element {row} of 'instances'")
+            raise invalid(f"Expecting object but got {kind_of(instance)} at item {row} of 'instances'.")
+        if instance.keys() != signature.inputs.keys():
+            _refuse_names(instance, row, signature)
     return {
         name: decode_tensor(name, [instance[name] for instance in instances], spec)
         for name, spec in signature.inputs.items()
@@ -101,33 +123,41 @@ def _decode_rows(instances: Any, signature: Signature) -> dict[str, np.ndarray]:
 
 def _decode_columns(inputs: Any, signature: Signature) -> dict[str, np.ndarray]:
     if not _is_named(inputs):
-        name = _only_input(signature, "'inputs'")
+        name = _only_input(signature, "inputs", "an object")
         return {name: decode_tensor(name, inputs, signature.inputs[name])}
-    _check_names(inputs, signature, "'inputs'")
+    missing = [name for name in signature.inputs if name not in inputs]
+    if missing:
+        raise invalid(f"Missing named input: {', '.join(missing)} in 'inputs' object.")
     return {name: decode_tensor(name, inputs[name], spec) for name, spec in signature.inputs.items()}
 
 
 def _is_named(value: Any) -> bool:
     """An object of inputs, and not the object that stands for a bytes value."""
-    return isinstance(value, dict) and value.keys() != {"b64"}
+    return isinstance(value, dict) and not is_base64(value)
 
 
-def _only_input(signature: Signature, what: str) -> str:
+def is_base64(value: Any) -> bool:
+    """Whether the value is {"b64": "..."}, which stands for bytes."""
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def _only_input(signature: Signature, key: str, needed: str) -> str:
     if len(signature.inputs) != 1:
-        names = ", ".join(signature.inputs)
         raise invalid(
-            f"Signature {signature.name!r} has the inputs {{{names}}}: {what} must be an object with these keys."
+            f"'{key}' is a plain value/list, but signature {signature.name!r} takes multiple inputs "
+            f"{in_braces(signature.inputs)}: {needed} with these keys is expected."
         )
     return next(iter(signature.inputs))
 
 
-def _check_names(given: dict[str, Any], signature: Signature, what: str) -> None:
-    missing = sorted(signature.inputs.keys() - given.keys())
-    if missing:
-        raise invalid(f"Missing named input: {', '.join(missing)} in {what}.")
-    extra = sorted(given.keys() - signature.inputs.keys())
-    if extra:
-        raise invalid(f"Unknown input: {', '.join(extra)} in {what}; the inputs are {', '.join(signature.inputs)}.")
+def _refuse_names(given: dict[str, Any], row: int, signature: Signature) -> None:
+    missing, extra = signature.inputs.keys() - given.keys(), given.keys() - signature.inputs.keys()
+    told = [f"it does not have named input: {', '.join(sorted(missing))}"] if missing else []
+    told += [f"there is no named input: {', '.join(sorted(extra))}"] if extra else []
+    raise invalid(
+        f"Failed to process element: {row} of 'instances' list: {', '.join(told)}; "
+        f"keys must be equal to: {','.join(sorted(signature.inputs))}"
+    )
 
 
 def decode_tensor(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
@@ -138,7 +168,7 @@ def decode_tensor(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
         width = len(level[0])
         for item in level:
             if not isinstance(item, list) or len(item) != width:
-                got = f"{len(item)} elements" if isinstance(item, list) else _kind(item)
+                got = f"{len(item)} elements" if isinstance(item, list) else kind_of(item)
                 raise invalid(
                     f"Input {name!r} is ragged: at depth {len(shape) + 1} a list of {width} stands beside {got}."
                 )
@@ -148,87 +178,94 @@ def decode_tensor(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
             raise invalid(f"Input {name!r} is nested more than {MAX_RANK} deep.")
     if spec.dtype.kind == "O":
         array = np.empty(len(level), object)
-        array[:] = [_bytes(name, leaf) for leaf in level]
+        array[:] = [to_bytes(name, leaf) for leaf in level]
     else:
         array = _numbers(name, level, spec.dtype)
     return array.reshape(shape)
 
 
 def _numbers(name: str, leaves: list, dtype: np.dtype) -> np.ndarray:
-    allowed = _JSON_TYPES.get(dtype.kind, {int, float})
-    if dtype.kind == "c":
-        raise invalid(f"Input {name!r}: JSON has no {dtype.name} numbers.")
-    wrong = set(map(type, leaves)) - allowed
-    if wrong:
-        first = next(leaf for leaf in leaves if type(leaf) in wrong)
-        raise invalid(f"Input {name!r} takes {dtype.name}, got {_kind(first)}: {_short(first)}")
+    types = set(map(type, leaves))
+    if dtype.name in _WHOLE:
+        if not types <= {int, float}:
+            _refuse(name, leaves, dtype, {int, float})
+        return _floats(name, leaves, dtype, int in types)
+    if dtype.kind == "b":
+        if not types <= {bool}:
+            _refuse(name, leaves, dtype, {bool})
+        return np.array(leaves, dtype)
+    if dtype.name not in _INTEGERS:
+        if leaves:
+            given = short(leaves[0])
+            raise StatusError(
+                Code.UNIMPLEMENTED, f"Conversion of JSON Value: {given} to type: {type_name(dtype)}, of input {name!r}."
+            )
+        return np.array(leaves, dtype)
+    if not types <= {int}:
+        _refuse(name, leaves, dtype, {int})
+    held = _INTEGERS[dtype.name]
+    try:
+        array = np.array(leaves, held.dtype)
+    except OverflowError:
+        leaf = next(leaf for leaf in leaves if not held.min <= leaf <= held.max)
+        raise invalid(
+            f"Input {name!r}: JSON value {short(leaf)} is out of range, not of expected type: {type_name(dtype)}"
+        ) from None
+    return array.astype(dtype, copy=False)
+
+
+def _floats(name: str, leaves: list, dtype: np.dtype, has_whole: bool) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):
             array = np.array(leaves, dtype)
-    except (OverflowError, ValueError):
-        raise invalid(f"Input {name!r} takes {dtype.name}, a value is out of its range.") from None
-    if dtype.kind not in "biu" and np.isinf(array).any():
-        for leaf, number in zip(leaves, array):
-            if np.isinf(number) and not np.isinf(float(leaf)):
-                raise invalid(f"Input {name!r} takes {dtype.name}, {_short(leaf)} is out of its range.")
+    except OverflowError:
+        raise invalid(f"JSON Parse error: Input {name!r}: a number is too big to be stored in double.") from None
+    suspects: list = []
+    if has_whole:
+        limit = _WHOLE[dtype.name]
+        suspects = [leaf for leaf in leaves if type(leaf) is int and limit < abs(leaf) and -(2**63) <= leaf < 2**64]
+    if not suspects and np.isinf(array).any():
+        suspects = [leaf for leaf, number in zip(leaves, array) if np.isinf(number) and not np.isinf(float(leaf))]
+    if suspects:
+        raise invalid(
+            f"Input {name!r}: Cannot convert JSON value: {short(suspects[0])} to {type_name(dtype)} "
+            "without loss of precision."
+        )
     return array
 
 
-def _bytes(name: str, leaf: Any) -> bytes:
+def _refuse(name: str, leaves: list, dtype: np.dtype, allowed: set[type]) -> None:
+    leaf = next(leaf for leaf in leaves if type(leaf) not in allowed)
+    raise invalid(
+        f"Input {name!r}: JSON value {short(leaf)}, {kind_of(leaf)}, is not of expected type: {type_name(dtype)}"
+    )
+
+
+def to_bytes(name: str, leaf: Any) -> bytes:
+    """The bytes of a JSON string, or of {"b64": ...}: padded or not, with white space or without."""
     try:
         if isinstance(leaf, str):
             return leaf.encode("utf-8", "surrogateescape")
-        if isinstance(leaf, dict) and leaf.keys() == {"b64"}:
-            return base64.b64decode(leaf["b64"], validate=True)
+        if is_base64(leaf):
+            text = "".join(leaf["b64"].split())
+            bare = text.rstrip("=")
+            return base64.b64decode(text if text != bare else bare + "=" * (-len(bare) % 4), validate=True)
     except UnicodeEncodeError:
-        raise invalid(f"Input {name!r}: half of a surrogate pair is not a character: {_short(leaf)}") from None
-    except (binascii.Error, ValueError, TypeError):
-        raise invalid(f"Input {name!r}: unable to base64 decode {_short(leaf)}") from None
-    raise invalid(f"Input {name!r} takes string, got {_kind(leaf)}: {_short(leaf)}")
+        raise invalid(f"JSON Parse error: Input {name!r}: half of a surrogate pair is no character.") from None
+    except (binascii.Error, ValueError):
+        raise invalid(f"Input {name!r}: Unable to base64 decode {short(leaf)}") from None
+    if isinstance(leaf, dict):
+        raise invalid(f"Input {name!r}: {short(leaf)} is an object not formatted correctly for base64 data")
+    raise invalid(f"Input {name!r}: JSON value {short(leaf)}, {kind_of(leaf)}, is not of expected type: string")
 
 
-def _printable(name: str, array: np.ndarray) -> Any:
-    if array.dtype.kind != "O":
-        array = np.asarray(array, np.float32 if array.dtype.name == "bfloat16" else array.dtype, order="C")
-        return array if array.ndim else array[()]
-    if name.endswith("_bytes"):
-        leaves = [{"b64": base64.b64encode(item).decode("ascii")} for item in array.ravel()]
-    else:
-        leaves = [item.decode("utf-8", "surrogateescape") for item in array.ravel()]
-    return _nest(leaves, array.shape)
-
-
-def _nest(leaves: list, shape: tuple[int, ...]) -> Any:
-    if not shape:
-        return leaves[0]
-    boxed = np.empty(len(leaves), object)
-    boxed[:] = leaves
-    return boxed.reshape(shape).tolist()
-
-
-def _dump(value: dict[str, Any]) -> bytes:
-    # orjson prints float32 in its own shortest form, but knows neither NaN nor strings that are not UTF-8.
-    try:
-        body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-        if b"null" not in body:
-            return body
-    except TypeError:
-        pass
-    return json.dumps(value, default=_plain, ensure_ascii=False).encode("utf-8", "surrogateescape")
-
-
-def _plain(array: Any) -> Any:
-    array = np.asarray(array)
-    if array.dtype.kind == "f" and array.dtype.itemsize < 8:
-        array = array.astype(np.str_).astype(np.float64)  # 0.1, not 0.10000000149011612
-    return array.tolist()
-
-
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a JSON value is, for a message."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """The JSON of a value, cut to fit a message."""
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

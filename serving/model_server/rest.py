@@ -3,69 +3,95 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import re
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote_to_bytes
 
 import orjson
 from google.protobuf import json_format
-from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serving.model_server import json_tensors, rpc
+from serving.model_server import examples, json_answers, json_examples, json_tensors, rpc
 from serving.model_server.core import MAX_VERSION, ModelManager
 from serving.model_server.errors import Code, StatusError, as_status, invalid
-from serving.model_server.signature import DEFAULT_SIGNATURE
+from serving.model_server.signature import DEFAULT_SIGNATURE, in_braces
 
 logger = logging.getLogger("serving.model_server")
 
-_MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
-_CALL_PATH = re.compile(_MODEL + r":(?P<method>predict|classify|regress)", re.IGNORECASE | re.ASCII)
-_INFO_PATH = re.compile(_MODEL + r"(?P<metadata>/metadata)?", re.IGNORECASE | re.ASCII)
-_METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
+_WHICH = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+_CALL_PATH = re.compile(rf"/v1/models/(?P<name>[^/:]+){_WHICH}:(?P<method>predict|classify|regress)", re.I | re.A)
+_INFO_PATH = re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{_WHICH}(?P<metadata>/metadata)?", re.I | re.A)
+_CORS = {
+    "access-control-allow-origin": "*",
+    "access-control-allow-methods": "POST, GET",
+    "access-control-allow-headers": "Content-Type",
+}
+MAX_BODY_BYTES = 100 * 2**20  # of a gzip body once it is inflated: TensorFlow Serving's limit
+GZIP_FROM_BYTES = 1024  # of an answer: a shorter one fits a packet as it is
 
 
-def create_app(manager: ModelManager, pool: ThreadPoolExecutor, timeout_seconds: float) -> Starlette:
+class RestApp:
     """The ASGI application.
 
     Args:
         manager: who holds the models.
         pool: the threads that work on the calls; more calls than threads wait.
         timeout_seconds: after this a call is answered DEADLINE_EXCEEDED.
+        has_cors: whether a page of any origin may read the answers.
     """
 
-    async def handle(request: Request) -> Response:
+    def __init__(self, manager: ModelManager, pool: ThreadPoolExecutor, timeout_seconds: float, has_cors: bool = False):
+        self.manager, self.pool, self.timeout_seconds, self.has_cors = manager, pool, timeout_seconds, has_cors
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            return
+        headers = dict(scope["headers"])
         try:
-            body = await request.body()
-            path = request.scope["path"]  # percent-escapes resolved
-            work = asyncio.get_running_loop().run_in_executor(pool, answer, manager, request.method, path, body)
-            return Response(await asyncio.wait_for(work, timeout_seconds), media_type="application/json")
-        except ClientDisconnect:
-            return Response(status_code=400)
-        except TimeoutError:
-            error = StatusError(Code.DEADLINE_EXCEEDED, f"Timed out after {timeout_seconds:g} s")
+            body = await _read(receive)
+            if body is None:  # the caller has gone
+                return
+            if self.has_cors and scope["method"] == "OPTIONS":
+                status, content = 200, _preflight(headers)
+            else:
+                status, content = 200, await self._work(scope, headers, body)
         except StatusError as refused:
-            error = refused
-        return _error_response(error)
+            status, content = refused.http_status, _error_body(refused)
+        extra = dict(_CORS) if self.has_cors else {}
+        if len(content) >= GZIP_FROM_BYTES and b"gzip" in headers.get(b"accept-encoding", b""):
+            content = await asyncio.get_running_loop().run_in_executor(self.pool, gzip.compress, content, 1)
+            extra |= {"content-encoding": "gzip", "vary": "Accept-Encoding"}
+        await Response(content, status, extra, "application/json")(scope, receive, send)
 
-    # TensorFlow Serving answers 404 outside /v1/, and 400 to whatever it cannot read inside.
-    return Starlette(
-        routes=[Route("/v1/{rest:path}", handle, methods=_METHODS), Route("/{rest:path}", _not_found, methods=_METHODS)]
-    )
+    async def _work(self, scope, headers: dict[bytes, bytes], body: bytes) -> bytes:
+        path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
+        if path[:4].lower() != "/v1/":
+            raise StatusError(Code.NOT_FOUND, f"Not found: {path}. Paths begin with /v1/models/.")
+        target = f"{path}?{query}" if query else path  # a query belongs to no path there is
+        is_gzip = b"gzip" in headers.get(b"content-encoding", b"")
+        arguments = (self.manager, scope["method"], target, body, is_gzip)
+        try:
+            work = asyncio.get_running_loop().run_in_executor(self.pool, answer, *arguments)
+            return await asyncio.wait_for(work, self.timeout_seconds)
+        except TimeoutError:
+            raise StatusError(Code.DEADLINE_EXCEEDED, f"Timed out after {self.timeout_seconds:g} s") from None
 
 
-def answer(manager: ModelManager, method: str, path: str, body: bytes) -> bytes:
-    """The body of the answer to one request. Raises: StatusError."""
+def answer(manager: ModelManager, method: str, path: str, body: bytes, is_gzip: bool = False) -> bytes:
+    """The body of the answer to one request; `path` with its percent-escapes. Raises: StatusError."""
     try:
         call = _CALL_PATH.fullmatch(path)
-        if method == "POST" and call:
-            return _call(manager, call, body)
+        if method == "POST" and call and call["method"].islower():
+            return _CALLS[call["method"]](manager, _model_key(call), _inflated(body) if is_gzip else body)
         info = _INFO_PATH.fullmatch(path)
         if method == "GET" and info:
-            return _metadata(manager, info) if info["metadata"] else _status(manager, info)
+            if info["name"] is None:
+                raise invalid("Missing model name in request.")
+            return (_metadata if info["metadata"] else _status)(manager, _model_key(info))
         raise invalid(f"Malformed request: {method} {path}")
     except StatusError:
         raise
@@ -74,30 +100,49 @@ def answer(manager: ModelManager, method: str, path: str, body: bytes) -> bytes:
         raise as_status(error) from error
 
 
-def _call(manager: ModelManager, path: re.Match, body: bytes) -> bytes:
-    if path["method"].lower() != "predict":
-        raise StatusError(Code.UNIMPLEMENTED, f"{path['method']} is not implemented by this server")
-    with manager.use(**_model_key(path)) as loaded:
-        request = json_tensors.parse_body(body)
-        name = json_tensors.signature_name(request) or DEFAULT_SIGNATURE
+def _predict(manager: ModelManager, model_key: dict, body: bytes) -> bytes:
+    request = json_tensors.parse_body(body)
+    name = json_tensors.signature_name(request) or DEFAULT_SIGNATURE
+    with manager.use(**model_key) as loaded:
         if name not in loaded.signatures:
             raise invalid(
                 f'Serving signature name: "{name}" not found in signature def. '
-                f"Model {loaded.name!r} has {', '.join(sorted(loaded.signatures))}."
+                f"Model {loaded.name!r} has {in_braces(loaded.signatures)}."
             )
         signature = loaded.signatures[name]
         feeds, row_form = json_tensors.decode_request(request, signature)
         outputs = loaded.run(signature, feeds)
-    return json_tensors.encode_response(outputs, row_form)
+    return json_answers.encode_response(outputs, row_form)
 
 
-def _status(manager: ModelManager, path: re.Match) -> bytes:
-    response = rpc.status_of(manager.status(**_model_key(path)))
+def _classify(manager: ModelManager, model_key: dict, body: bytes) -> bytes:
+    request = json_tensors.parse_body(body)
+    name, rows = json_tensors.signature_name(request), json_examples.decode_request(request)
+    with manager.use(**model_key) as loaded:
+        signature = examples.find_signature(loaded, name, examples.CLASSIFY_METHOD)
+        classes = examples.classify(loaded, signature, rows)
+    return json_answers.encode_classes(examples.rows(classes))
+
+
+def _regress(manager: ModelManager, model_key: dict, body: bytes) -> bytes:
+    request = json_tensors.parse_body(body)
+    name, rows = json_tensors.signature_name(request), json_examples.decode_request(request)
+    with manager.use(**model_key) as loaded:
+        signature = examples.find_signature(loaded, name, examples.REGRESS_METHOD)
+        values = examples.regress(loaded, signature, rows)
+    return json_answers.encode_values(values)
+
+
+_CALLS = {"predict": _predict, "classify": _classify, "regress": _regress}
+
+
+def _status(manager: ModelManager, model_key: dict) -> bytes:
+    response = rpc.status_of(manager.status(**model_key))
     return orjson.dumps(_as_dict(response), option=orjson.OPT_INDENT_2)
 
 
-def _metadata(manager: ModelManager, path: re.Match) -> bytes:
-    with manager.use(**_model_key(path)) as loaded:
+def _metadata(manager: ModelManager, model_key: dict) -> bytes:
+    with manager.use(**model_key) as loaded:
         response = rpc.metadata_of(loaded)
     signatures = get_model_metadata_pb2.SignatureDefMap()
     response.metadata["signature_def"].Unpack(signatures)
@@ -112,18 +157,48 @@ def _as_dict(message) -> dict:
 
 
 def _model_key(path: re.Match) -> dict:
-    if path["version"] is not None and int(path["version"]) > MAX_VERSION:
+    """Name, version and label of a path; the two words, not the path, may hold percent-escapes."""
+    digits = (path["version"] or "").lstrip("0")
+    if len(digits) > 19 or int(digits or 0) > MAX_VERSION:
         raise invalid(f"Failed to convert version: {path['version']} to numeric.")
-    version = None if path["version"] is None else int(path["version"])
-    return {"name": path["name"], "version": version, "label": path["label"]}
+    version = None if path["version"] is None else int(digits or 0)
+    label = None if path["label"] is None else _unquoted(path["label"])
+    return {"name": _unquoted(path["name"]), "version": version, "label": label}
 
 
-def _error_response(error: StatusError) -> Response:
-    body = orjson.dumps({"error": error.message.encode("utf-8", "replace").decode()})
-    return Response(body, error.http_status, media_type="application/json")
+def _unquoted(word: str) -> str:
+    return unquote_to_bytes(word).decode("utf-8", "replace") if "%" in word else word
 
 
-async def _not_found(request: Request) -> Response:
-    return _error_response(
-        StatusError(Code.NOT_FOUND, f"Not found: {request.scope['path']}. Paths begin with /v1/models/.")
-    )
+async def _read(receive) -> bytes | None:
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        return message.get("body", b"")
+    chunks = []
+    while message["type"] == "http.request":
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(chunks)
+        message = await receive()
+    return None
+
+
+def _inflated(body: bytes) -> bytes:
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        content = inflate.decompress(body, MAX_BODY_BYTES)
+    except zlib.error as error:
+        raise invalid(f"JSON Parse error: the gzip body does not inflate: {error}") from None
+    if not inflate.eof:
+        raise invalid(f"JSON Parse error: the gzip body is cut off, or inflates to more than {MAX_BODY_BYTES} bytes.")
+    return content
+
+
+def _preflight(headers: dict[bytes, bytes]) -> bytes:
+    if not re.search(rb"https?://", headers.get(b"origin", b"")):
+        raise StatusError(Code.FAILED_PRECONDITION, "A CORS preflight needs an Origin header, http:// or https://.")
+    return b""
+
+
+def _error_body(error: StatusError) -> bytes:
+    return orjson.dumps({"error": error.message.encode("utf-8", "replace").decode()})

@@ -55,7 +55,10 @@ class ModelServer:
             early_labels=_early_labels(self._flags),
         )
         self._grpc = rpc.create_server(
-            self.manager, self._flags["grpc_max_threads"], self._flags["enable_serialization_as_tensor_content"]
+            self.manager,
+            self._flags["grpc_max_threads"],
+            self._flags["enable_serialization_as_tensor_content"],
+            self._flags["enable_grpc_healthcheck_service"],
         )
         self._rest_pool = ThreadPoolExecutor(self._flags["rest_api_num_threads"], thread_name_prefix="rest")
         self._rest: uvicorn.Server | None = None
@@ -106,7 +109,8 @@ class ModelServer:
 
     def _start_rest(self, listening: socket.socket) -> None:
         flags = self._flags
-        app = rest.create_app(self.manager, self._rest_pool, flags["rest_api_timeout_in_ms"] / 1000)
+        timeout_seconds = flags["rest_api_timeout_in_ms"] / 1000
+        app = rest.RestApp(self.manager, self._rest_pool, timeout_seconds, flags["rest_api_enable_cors_support"])
         self._rest = uvicorn.Server(
             uvicorn.Config(
                 app,
