@@ -20,6 +20,9 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         values = flags.parse_flags(arguments)
+        if values["version"]:
+            print(flags.version_text())
+            return 0
         models = flags.models_from_flags(values)
     except flags.UsageError as error:
         print(f"error: {error}", file=sys.stderr)

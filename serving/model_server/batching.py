@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from serving.model_server import config_protos
+from serving.model_server import config_protos, monitoring
 from serving.model_server.errors import Code, StatusError, invalid
 from serving.model_server.model_config import parse_text
 
 Arrays = Sequence[np.ndarray]
+POOL_NAME = "model_server_batch_threads"
 PER_MODEL_FILE = "batching_params.pbtxt"
 
 
@@ -154,6 +155,7 @@ class Batcher:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {parameters.max_batch_size}")
         if rows == 0:
             return list(call(feeds))
+        monitoring.INPUT_BATCH_SIZE.observe(rows)
         with self._changed:
             tasks = self._enqueue(key, parameters, call, feeds, rows)
         parts = [task.answer.result() for task in tasks]
@@ -214,6 +216,8 @@ class Batcher:
                     due = min((queue.due() for queue in self._queues.values()), default=None)
                     self._changed.wait(None if due is None else max(0.0, due - time.monotonic()))
             queue, batch = found
+            for task in batch.tasks:
+                monitoring.QUEUING_LATENCY.observe((time.monotonic() - task.since) * 1e6, POOL_NAME)
             for tasks in _alike(batch.tasks, queue.parameters):
                 _answer(queue, tasks)
             del found, queue, batch, tasks  # or the arrays stay until the next batch
@@ -287,6 +291,10 @@ def _alike(tasks: list[_Task], parameters: BatchingParameters) -> list[list[_Tas
 def _answer(queue: _Queue, tasks: list[_Task]) -> None:
     """Runs the tasks in one call. Where that fails each is run alone: one bad request harms no other."""
     try:
+        rows = sum(task.rows for task in tasks)
+        padded = queue.parameters.padded(rows)
+        monitoring.PROCESSED_BATCH_SIZE.observe(padded)
+        monitoring.PADDING_SIZE.observe(padded - rows, str(padded))
         outputs = queue.call(merge([task.feeds for task in tasks], queue.parameters))
         answers = _split(outputs, [task.rows for task in tasks], queue.parameters)
     except BaseException as error:

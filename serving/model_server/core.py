@@ -18,6 +18,7 @@ from typing import Literal
 
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.model_server import monitoring
 from serving.model_server.batching import Batcher, BatchingParameters
 from serving.model_server.errors import Code, StatusError, as_status, invalid
 from serving.model_server.loaded import LoadedVersion
@@ -61,6 +62,7 @@ class ModelManager:
         retry_seconds: pause between two attempts at an unchanged folder.
         tags: the MetaGraph's tags.
         allow_xla: whether signatures that need XLA are run.
+        check_method_names: whether a signature's method_name has to be one of TensorFlow Serving's.
         batcher: merges calls, or None.
         batching: how, or None to leave it to each version's folder.
         early_labels: whether a label may name a version that is not available: "never"; "new", if it is not one that
@@ -77,6 +79,7 @@ class ModelManager:
         retry_seconds: float = 60.0,
         tags: tuple[str, ...] = ("serve",),
         allow_xla: bool = False,
+        check_method_names: bool = False,
         batcher: Batcher | None = None,
         batching: BatchingParameters | None = None,
         early_labels: Literal["never", "new", "any"] = "never",
@@ -84,7 +87,8 @@ class ModelManager:
         self.models = {model.name: model for model in models}
         self._poll_seconds, self._session_config, self._warm_up = poll_seconds, session_config, warm_up
         self._max_retries, self._retry_seconds, self._tags = max_retries, retry_seconds, tags
-        self._allow_xla, self._batcher, self._batching = allow_xla, batcher, batching
+        self._allow_xla, self._check_method_names = allow_xla, check_method_names
+        self._batcher, self._batching = batcher, batching
         self._early_labels = early_labels
         self._labels: dict[str, dict[str, int]] = {}
         self._records: dict[str, dict[int, VersionRecord]] = {name: {} for name in self.models}
@@ -236,7 +240,7 @@ class ModelManager:
         return record.failures <= self._max_retries and time.monotonic() >= record.retry_at
 
     def _load(self, model: ModelSettings, record: VersionRecord) -> None:
-        record.state, record.stamp, started = "LOADING", folder_stamp(record.path), time.monotonic()
+        record.state, record.stamp, started = "LOADING", folder_stamp(record.path), time.perf_counter()
         try:
             loaded = LoadedVersion(
                 record.path,
@@ -245,25 +249,25 @@ class ModelManager:
                 self._session_config,
                 self._tags,
                 self._allow_xla,
+                self._check_method_names,
                 self._batcher,
                 self._batching,
             )
             if self._warm_up:
-                try:
-                    loaded.warm_up(self._warm_up)
-                except Exception:
-                    loaded.close()
-                    raise
+                _warm_up(loaded, self._warm_up)
         except Exception as error:
+            monitoring.LOAD_COUNT.add(str(record.path), "fail")
             record.failures += 1
             record.retry_at = time.monotonic() + self._retry_seconds
             with self._lock:
                 record.error, record.state = as_status(error), "END"
             logger.error("model %s: version %d does not load: %s", model.name, record.version, record.error)
             return
+        monitoring.LOAD_COUNT.add(str(record.path), "success")
+        monitoring.LOAD_LATENCY.add(str(record.path), amount=monitoring.microseconds_since(started))
         with self._lock:
             record.loaded, record.error, record.failures, record.state = loaded, None, 0, "AVAILABLE"
-        seconds = time.monotonic() - started
+        seconds = time.perf_counter() - started
         logger.info("model %s: version %d is available after %.2f s", model.name, record.version, seconds)
 
     def _retire(self, record: VersionRecord) -> bool:
@@ -314,6 +318,18 @@ class ModelManager:
                         f"available for inference: {label!r}.",
                     )
         return {model.name: dict(model.labels) for model in models}
+
+
+def _warm_up(loaded: LoadedVersion, iterations: int) -> None:
+    started, code = time.perf_counter(), Code.OK
+    try:
+        loaded.warm_up(iterations)
+    except Exception as error:
+        code = as_status(error).code
+        loaded.close()
+        raise
+    finally:
+        monitoring.WARMUP_LATENCY.observe(monitoring.microseconds_since(started), str(loaded.path), code.name)
 
 
 def find_versions(base_path: Path) -> dict[int, Path]:

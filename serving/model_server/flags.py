@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving.model_server.batching import BatchingParameters, read_parameters
 from serving.model_server.errors import StatusError
+from serving.model_server.grpc_options import channel_arguments
 from serving.model_server.model_config import ModelSettings, check_model, parse_text, read_models
 
 _THREADS = 4 * (os.cpu_count() or 1)
@@ -33,7 +35,9 @@ FLAGS = {
     "rest_api_port": Flag(0, "TCP port of the REST API; 0 for none"),
     "host": Flag("0.0.0.0", "address to listen on; tensorflow_model_server has no such flag and listens on all"),
     "grpc_socket_path": Flag("", "UNIX socket of the gRPC API, beside the port"),
-    "grpc_max_threads": Flag(_THREADS, "gRPC calls worked on at a time; more wait"),
+    "grpc_max_threads": Flag(_THREADS, "gRPC calls worked on at a time; more are refused"),
+    "grpc_channel_arguments": Flag("", "name=value,name=value for the gRPC server, as grpc.max_connection_age_ms=2000"),
+    "ssl_config_file": Flag("", "SSLConfig as text protobuf: TLS on the gRPC port and socket"),
     "rest_api_num_threads": Flag(_THREADS, "REST calls worked on at a time; more wait"),
     "rest_api_timeout_in_ms": Flag(30000, "a REST call that takes longer is answered 504"),
     "rest_api_enable_cors_support": Flag(False, "REST answers name every origin in CORS headers"),
@@ -52,34 +56,44 @@ FLAGS = {
     "batching_parameters_file": Flag("", "BatchingParameters as text protobuf"),
     "enable_per_model_batching_parameters": Flag(False, "only versions with a batching_params.pbtxt, as that says"),
     "saved_model_tags": Flag("serve", "comma-separated tags of the MetaGraph"),
+    "monitoring_config_file": Flag("", "MonitoringConfig as text protobuf: a page of metrics on the REST port"),
+    "tensorflow_session_config_file": Flag("", "ConfigProto as text protobuf; the flags below go before it"),
     "tensorflow_session_parallelism": Flag(0, "threads of a session, both kinds; 0 leaves it to TensorFlow"),
     "tensorflow_intra_op_parallelism": Flag(0, "threads within an operation"),
     "tensorflow_inter_op_parallelism": Flag(0, "threads across operations"),
+    "per_process_gpu_memory_fraction": Flag(0.0, "share of a GPU's memory; 0 leaves it to TensorFlow"),
     "xla_cpu_compilation_enabled": Flag(False, "run signatures that need XLA"),
+    "xla_gpu_compilation_enabled": Flag(False, "likewise"),
+    "enable_signature_method_name_check": Flag(False, "run no signature whose method_name is none of the three APIs'"),
+    "flush_filesystem_caches": Flag(True, "changes nothing: local file systems have no cache that TensorFlow keeps"),
+    "remove_unused_fields_from_bundle_metagraph": Flag(
+        True, "changes nothing: a MetaGraph is dropped once it is loaded"
+    ),
+    "version": Flag(False, "print the versions of this server and of TensorFlow"),
     "enable_serialization_as_tensor_content": Flag(False, "answer gRPC in tensor_content, not in typed fields"),
 }
 
-# Known to tensorflow_model_server. Its default is accepted, because that is what happens anyway.
-NOT_HONOURED: dict[str, Any] = {
-    "enable_profiler": True,
-    "enable_signature_method_name_check": False,
-    "flush_filesystem_caches": True,
-    "grpc_channel_arguments": "",
-    "mixed_precision": "",
-    "model_config_file_poll_wait_seconds": 0,
-    "monitoring_config_file": "",
-    "num_load_threads": 0,
-    "num_unload_threads": 0,
-    "per_process_gpu_memory_fraction": 0.0,
-    "platform_config_file": "",
-    "prefer_tflite_model": False,
-    "remove_unused_fields_from_bundle_metagraph": True,
-    "skip_initialize_tpu": False,
-    "ssl_config_file": "",
-    "tensorflow_session_config_file": "",
-    "thread_pool_factory_config_file": "",
-    "use_alts_credentials": False,
-    "version": False,
+
+@dataclass(frozen=True)
+class Refused:
+    """A flag of tensorflow_model_server that is not honoured; what happens anyway may be asked for."""
+
+    accepted: Any
+    reason: str
+
+
+_TFLITE = "this server runs SavedModels, not TensorFlow Lite models"
+_CORES = "threads are those of the --tensorflow_..._parallelism flags"
+NOT_HONOURED = {
+    "enable_profiler": Refused(False, "this server has no profiler service"),
+    "mixed_precision": Refused("", "a model runs in the precision it was exported in"),
+    "num_tflite_interpreters_per_pool": Refused(1, _TFLITE),
+    "num_tflite_pools": Refused(os.cpu_count() or 1, _TFLITE),
+    "platform_config_file": Refused("", "there is one platform, and what it takes has flags"),
+    "prefer_tflite_model": Refused(False, _TFLITE),
+    "skip_initialize_tpu": Refused(True, "this server initializes no TPU"),
+    "thread_pool_factory_config_file": Refused("", _CORES),
+    "use_alts_credentials": Refused(False, "ALTS works within Google Cloud only"),
 }
 
 
@@ -97,15 +111,15 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
             raise UsageError(f"arguments are flags, --name=value, got {word!r}.")
         name, equals, text = word.lstrip("-").partition("=")
         if name not in FLAGS and name not in NOT_HONOURED:
-            raise UsageError(f"unknown flag --{name}.")
-        default = FLAGS[name].default if name in FLAGS else NOT_HONOURED[name]
+            raise UsageError(f"unknown argument: --{name}; --help lists the flags.")
+        default = FLAGS[name].default if name in FLAGS else NOT_HONOURED[name].accepted
         if not equals:
             text = _value_of_next(name, default, rest)
         value = _parse(name, text, default)
         if name in FLAGS:
             values[name] = value
         elif value != default:
-            raise UsageError(f"--{name}={text} is a flag of tensorflow_model_server that this server does not honour.")
+            raise UsageError(f"--{name}={text} is not honoured: {NOT_HONOURED[name].reason}.")
     _check(values)
     return values
 
@@ -160,6 +174,17 @@ def _check(values: dict[str, Any]) -> None:
         raise UsageError(f"--port and --rest_api_port differ, got {values['port']} for both.")
     if not (values["port"] or values["rest_api_port"] or values["grpc_socket_path"]):
         raise UsageError("one of --port, --rest_api_port and --grpc_socket_path is needed.")
+    if values["monitoring_config_file"] and not values["rest_api_port"]:
+        raise UsageError("--monitoring_config_file needs --rest_api_port: the metrics are on its port.")
+    parallelism = [f"tensorflow_{kind}_parallelism" for kind in ("session", "intra_op", "inter_op")]
+    if all(values[name] for name in parallelism):
+        raise UsageError(
+            f"either the first or the other two are set, got all: {', '.join('--' + one for one in parallelism)}."
+        )
+    try:
+        channel_arguments(values["grpc_channel_arguments"])
+    except StatusError as error:
+        raise UsageError(f"--grpc_channel_arguments: {error.message}") from error
     for name in ("grpc_max_threads", "rest_api_num_threads", "rest_api_timeout_in_ms"):
         if values[name] < 1:
             raise UsageError(f"--{name} is at least 1, got {values[name]}.")
@@ -186,11 +211,21 @@ def batching_from_flags(values: dict[str, Any]) -> BatchingParameters | None:
         raise UsageError(f"--batching_parameters_file={path}: {error.message}") from error
 
 
+def version_text() -> str:
+    """What --version prints."""
+    import tensorflow as tf
+
+    return (
+        f"TensorFlow ModelServer: keras-seq {importlib.metadata.version('keras-seq')}, the embedded server\n"
+        f"TensorFlow Library: {tf.__version__}"
+    )
+
+
 def help_text() -> str:
     """What --help prints."""
-    width = max(map(len, FLAGS)) + 4
+    width = max(map(len, [*FLAGS, *NOT_HONOURED])) + 4
     lines = [f"  {'--' + name:<{width}}{flag.help} (default: {flag.default!r})" for name, flag in FLAGS.items()]
     return "\n".join(
         ["usage: python -m serving.model_server --flag=value ...", "", "flags:", *lines, "", "not honoured:"]
-        + [f"  --{name}" for name in NOT_HONOURED]
+        + [f"  {'--' + name:<{width}}{flag.reason}" for name, flag in NOT_HONOURED.items()]
     )

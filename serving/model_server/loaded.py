@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import tensorflow as tf
 from google.protobuf import message, text_format
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 
-from serving.model_server import tensors, xla
+from serving.model_server import monitoring, tensors, xla
 from serving.model_server.batching import PER_MODEL_FILE, Batcher, BatchingParameters, read_parameters
 from serving.model_server.errors import Code, StatusError, as_status, invalid
 from serving.model_server.signature import (
@@ -26,6 +27,7 @@ from serving.model_server.signature import (
 
 INIT_SIGNATURE = "__saved_model_init_op"
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+METHOD_NAMES = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
 MAX_WARMUP_RECORDS = 1000  # the real server refuses a longer file, so that a mistake does not hold up a version
 
 
@@ -39,6 +41,7 @@ class LoadedVersion:
         session_config: a ConfigProto, or None for TensorFlow's defaults.
         tags: the MetaGraph's tags.
         allow_xla: whether a signature may need XLA, which the stock server refuses to compile for.
+        check_method_names: whether a signature is run only if its method_name is one of `METHOD_NAMES`.
         batcher: merges the calls of this version, or None.
         batching: how; None leaves it to `batching_params.pbtxt` in the folder, and without that nothing is merged.
 
@@ -55,10 +58,12 @@ class LoadedVersion:
         session_config=None,
         tags=("serve",),
         allow_xla=False,
+        check_method_names=False,
         batcher: Batcher | None = None,
         batching: BatchingParameters | None = None,
     ):
         self.path, self.name, self.version = Path(path), name, version
+        self.check_method_names = check_method_names
         self._batcher, self.batching = batcher, batching
         if batcher is not None and batching is None and (self.path / PER_MODEL_FILE).is_file():
             self.batching = read_parameters(self.path / PER_MODEL_FILE)
@@ -112,6 +117,12 @@ class LoadedVersion:
         if self._needs_xla.get(signature.name):
             reason = f"signature {signature.name!r} needs it for {self._needs_xla[signature.name]}"
             raise StatusError(Code.INTERNAL, f"XLA compilation disabled: {reason}.")
+        if self.check_method_names and signature.method_name not in METHOD_NAMES:
+            raise StatusError(
+                Code.FAILED_PRECONDITION,
+                f"Expected prediction signature method_name to be one of {in_braces(METHOD_NAMES)}. "
+                f"Was: {signature.method_name}",
+            )
         names = output_filter or tuple(signature.outputs)
         arguments = [feeds[name] for name in signature.inputs]
         try:
@@ -134,12 +145,17 @@ class LoadedVersion:
 
     def _call(self, signature: Signature, output_filter: tuple[str, ...], arguments: Sequence[np.ndarray]) -> list:
         """One run of the session: the arrays of the inputs -> those of the outputs, in the signature's order."""
+        started = time.perf_counter()
         if not output_filter:
             names, results = tuple(signature.outputs), self._runner(signature)(*arguments)
         else:
             names = output_filter
             fed = {spec.tensor: value for spec, value in zip(signature.inputs.values(), arguments)}
             results = self._session.run([signature.outputs[name].tensor for name in names], fed)
+        spent = monitoring.microseconds_since(started)
+        monitoring.GRAPH_RUNS.add()
+        monitoring.GRAPH_RUN_TIME.add(amount=spent)
+        monitoring.RUNTIME_LATENCY.observe(spent, self.name, "Predict", "TF1")
         return [np.asarray(value, signature.outputs[name].dtype) for name, value in zip(names, results)]
 
     def warm_up(self, iterations: int = 1) -> int:

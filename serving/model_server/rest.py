@@ -60,6 +60,7 @@ class RestApp:
             else:
                 status, content = 200, await self._work(scope, headers, body)
         except StatusError as refused:
+            scope["code"] = refused.code  # for whoever counts: several codes share an HTTP status
             status, content = refused.http_status, _error_body(refused)
         extra = dict(_CORS) if self.has_cors else {}
         if len(content) >= GZIP_FROM_BYTES and b"gzip" in headers.get(b"accept-encoding", b""):

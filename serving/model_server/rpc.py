@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -180,24 +180,34 @@ def model_key(request) -> dict:
 
 
 def create_server(
-    manager: ModelManager, max_threads: int, as_content: bool = False, has_health: bool = False
+    manager: ModelManager,
+    max_threads: int,
+    as_content: bool = False,
+    has_health: bool = False,
+    channel_arguments: Mapping[str, int | str] | None = None,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),
 ) -> grpc.Server:
-    """A gRPC server without ports. Calls beyond `max_threads` wait for a thread.
+    """A gRPC server without ports.
 
     Args:
         manager: who holds the models.
-        max_threads: calls worked on at a time.
+        max_threads: calls worked on at a time; one more is refused, RESOURCE_EXHAUSTED.
         as_content: whether Predict answers in `tensor_content`.
         has_health: whether grpc.health.v1 is answered: SERVING for the server as a whole, as long as it runs.
+        channel_arguments: of gRPC, before those that are set here.
+        interceptors: of gRPC, the outermost first.
     """
+    options: dict[str, int | str] = {
+        "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+        "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
+        # Without this a second server could share the port and take half of the calls.
+        "grpc.so_reuseport": 0,
+    }
     server = grpc.server(
         ThreadPoolExecutor(max_threads, thread_name_prefix="grpc"),
-        options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            # Without this a second server could share the port and take half of the calls.
-            ("grpc.so_reuseport", 0),
-        ],
+        options=list((options | dict(channel_arguments or {})).items()),
+        interceptors=list(interceptors),
+        maximum_concurrent_rpcs=max_threads,
     )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(manager, as_content), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(manager), server)

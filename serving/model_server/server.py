@@ -8,18 +8,21 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import uvicorn
 from tensorflow.core.protobuf import config_pb2
 
-from serving.model_server import rest, rpc
+from serving.model_server import monitoring, rest, rpc
 from serving.model_server.batching import Batcher
 from serving.model_server.core import ModelManager
 from serving.model_server.errors import StatusError
 from serving.model_server.flags import FLAGS, UsageError, batching_from_flags
-from serving.model_server.model_config import ModelSettings
+from serving.model_server.grpc_options import channel_arguments, read_credentials
+from serving.model_server.model_config import ModelSettings, parse_text
 
 logger = logging.getLogger("serving.model_server")
 GRACE_SECONDS = 60.0  # a call accepted before the stop may run this long
@@ -49,16 +52,21 @@ class ModelServer:
             max_retries=self._flags["max_num_load_retries"],
             retry_seconds=self._flags["load_retry_interval_micros"] / 1e6,
             tags=tuple(self._flags["saved_model_tags"].split(",")),
-            allow_xla=self._flags["xla_cpu_compilation_enabled"],
+            allow_xla=self._flags["xla_cpu_compilation_enabled"] or self._flags["xla_gpu_compilation_enabled"],
+            check_method_names=self._flags["enable_signature_method_name_check"],
             batcher=self._batcher,
             batching=None if self._flags["enable_per_model_batching_parameters"] else batching,
             early_labels=_early_labels(self._flags),
         )
+        self._credentials = self._read_file("ssl_config_file", read_credentials)
+        self._metrics_path = self._read_file("monitoring_config_file", monitoring.read_path)
         self._grpc = rpc.create_server(
             self.manager,
             self._flags["grpc_max_threads"],
             self._flags["enable_serialization_as_tensor_content"],
             self._flags["enable_grpc_healthcheck_service"],
+            channel_arguments(self._flags["grpc_channel_arguments"]),
+            [monitoring.GrpcMonitor(self._is_known)],
         )
         self._rest_pool = ThreadPoolExecutor(self._flags["rest_api_num_threads"], thread_name_prefix="rest")
         self._rest: uvicorn.Server | None = None
@@ -92,20 +100,35 @@ class ModelServer:
         if self._batcher:
             self._batcher.close()
 
+    def _is_known(self, name: str) -> bool:
+        return name in self.manager.models
+
+    def _read_file(self, flag: str, read: Callable[[Path], Any]) -> Any:
+        """What `read` makes of the file a flag names, None without one. Raises: UsageError."""
+        if not self._flags[flag]:
+            return None
+        try:
+            return read(Path(self._flags[flag]))
+        except StatusError as error:
+            raise UsageError(f"--{flag}={self._flags[flag]}: {error.message}") from error
+
     def _bind_grpc(self) -> None:
         flags = self._flags
         if flags["port"]:
             # grpc reports a port in use in several lines on stderr; a look beforehand says it in one.
             _bind(flags["host"], flags["port"]).close()
-            try:
-                self._grpc.add_insecure_port(f"{flags['host']}:{flags['port']}")
-            except RuntimeError as error:
-                raise UsageError(f"cannot listen on {flags['host']}:{flags['port']}: {error}") from error
+            self._add_port(f"{flags['host']}:{flags['port']}", f"{flags['host']}:{flags['port']}")
         if flags["grpc_socket_path"]:
-            try:
-                self._grpc.add_insecure_port(f"unix:{flags['grpc_socket_path']}")
-            except RuntimeError as error:
-                raise UsageError(f"cannot listen on --grpc_socket_path={flags['grpc_socket_path']}: {error}") from error
+            self._add_port(f"unix:{flags['grpc_socket_path']}", f"--grpc_socket_path={flags['grpc_socket_path']}")
+
+    def _add_port(self, address: str, name: str) -> None:
+        try:
+            if self._credentials:
+                self._grpc.add_secure_port(address, self._credentials)
+            else:
+                self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise UsageError(f"cannot listen on {name}: {error}") from error
 
     def _start_rest(self, listening: socket.socket) -> None:
         flags = self._flags
@@ -113,7 +136,7 @@ class ModelServer:
         app = rest.RestApp(self.manager, self._rest_pool, timeout_seconds, flags["rest_api_enable_cors_support"])
         self._rest = uvicorn.Server(
             uvicorn.Config(
-                app,
+                monitoring.RestMonitor(app, self._metrics_path or "", self._is_known),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -135,11 +158,24 @@ def _early_labels(flags: dict[str, Any]) -> Literal["never", "new", "any"]:
 
 
 def _session_config(flags: dict[str, Any]) -> config_pb2.ConfigProto:
+    config = config_pb2.ConfigProto()
+    if flags["tensorflow_session_config_file"]:
+        path = Path(flags["tensorflow_session_config_file"])
+        try:
+            parse_text(path, config)
+        except StatusError as error:
+            raise UsageError(f"--tensorflow_session_config_file={path}: {error.message}") from error
     both = flags["tensorflow_session_parallelism"]
-    return config_pb2.ConfigProto(
-        intra_op_parallelism_threads=flags["tensorflow_intra_op_parallelism"] or both,
-        inter_op_parallelism_threads=flags["tensorflow_inter_op_parallelism"] or both,
-    )
+    threads = {
+        "intra_op_parallelism_threads": flags["tensorflow_intra_op_parallelism"] or both,
+        "inter_op_parallelism_threads": flags["tensorflow_inter_op_parallelism"] or both,
+    }
+    for name, number in threads.items():
+        if number:
+            setattr(config, name, number)
+    if flags["per_process_gpu_memory_fraction"]:
+        config.gpu_options.per_process_gpu_memory_fraction = flags["per_process_gpu_memory_fraction"]
+    return config
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -199,6 +199,7 @@ def server(exports):
         rest_api_port=rest_api_port,
         file_system_poll_wait_seconds=0,
         allow_version_labels_for_unavailable_models=True,
+        grpc_max_threads=32,
     )
     running.port, running.rest_api_port = port, rest_api_port
     running.start()

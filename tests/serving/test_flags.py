@@ -1,4 +1,5 @@
 import pytest
+import tensorflow as tf
 
 from serving.model_server import flags
 from serving.model_server.model_config import VersionPolicy
@@ -30,7 +31,7 @@ def test_both_ways_of_writing_a_flag_are_read():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--colour=red"], "unknown flag --colour"),
+        (["--colour=red"], "unknown argument: --colour"),
         (["half"], "arguments are flags, --name=value, got 'half'"),
         (["--"], "got '--'"),
         (["--port=http"], "--port is a whole number, got 'http'"),
@@ -43,9 +44,16 @@ def test_both_ways_of_writing_a_flag_are_read():
         (["--enable_model_warmup=perhaps"], "--enable_model_warmup is true or false, got 'perhaps'"),
         (
             ["--use_alts_credentials"],
-            "--use_alts_credentials=true is a flag of tensorflow_model_server that this server",
+            "--use_alts_credentials=true is not honoured: ALTS",
         ),
-        (["--per_process_gpu_memory_fraction=0.5"], "--per_process_gpu_memory_fraction=0.5"),
+        (["--enable_profiler=true"], "--enable_profiler=true is not honoured: this server has no profiler"),
+        (["--prefer_tflite_model"], "not TensorFlow Lite models"),
+        (["--monitoring_config_file=x"], "--monitoring_config_file needs --rest_api_port"),
+        (["--grpc_channel_arguments=age"], "--grpc_channel_arguments: channel arguments are name=value"),
+        (
+            [f"--tensorflow_{kind}_parallelism=3" for kind in ("session", "intra_op", "inter_op")],
+            "got all: --tensorflow",
+        ),
     ],
 )
 def test_a_wrong_flag_is_refused_by_name(arguments, words):
@@ -101,3 +109,9 @@ def test_a_missing_configuration_or_model_is_named(tmp_path):
 def test_help_names_every_flag():
     for name in [*flags.FLAGS, *flags.NOT_HONOURED]:
         assert f"--{name}" in flags.help_text()
+
+
+def test_the_version_is_that_of_the_server_and_of_tensorflow():
+    first, second = flags.version_text().splitlines()
+    assert first.startswith("TensorFlow ModelServer: keras-seq ")
+    assert second == f"TensorFlow Library: {tf.__version__}"

@@ -1,3 +1,4 @@
+import dataclasses
 import http.client
 import json
 import shutil
@@ -14,13 +15,16 @@ import httpx
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving.client import Client, ServingError
-from serving.model_server.flags import UsageError
+from serving.model_server import config_protos
+from serving.model_server.errors import StatusError
+from serving.model_server.flags import FLAGS, UsageError
 from serving.model_server.loaded import LoadedVersion
 from serving.model_server.model_config import ModelSettings
-from serving.model_server.server import ModelServer
+from serving.model_server.server import ModelServer, _session_config
 
 HOST = "127.0.0.1"
 
@@ -89,12 +93,118 @@ def test_a_port_in_use_is_refused_by_its_number(start_server, free_port):
 def test_grpc_answers_on_a_unix_socket(start_server, tmp_path):
     path = tmp_path / "grpc.sock"
     start_server("half", grpc_socket_path=str(path))
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        assert half_of(channel) == [3.0]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """name -> PEM file: an authority, and a key and certificate that it signed for localhost."""
+    folder = tmp_path_factory.mktemp("tls")
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    signer = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]
+    commands = [
+        ["req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority", "-days", "2"],
+        ["req", *key, "-keyout", "own.key", "-out", "own.csr", "-subj", "/CN=localhost"],
+        ["x509", "-req", "-in", "own.csr", *signer, "-out", "own.pem", "-days", "2", "-extfile", "names"],
+    ]
+    (folder / "names").write_text("subjectAltName=DNS:localhost")
+    for command in commands:
+        subprocess.run(["openssl", *command], cwd=folder, check=True, capture_output=True)
+    return {name: (folder / name).read_text() for name in ("ca.pem", "own.key", "own.pem")}
+
+
+def half_of(channel, seconds=30):
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "half"
     request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.float32([2.0])))
-    with grpc.insecure_channel(f"unix:{path}") as channel:
-        response = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=30)
-    assert list(response.outputs["y"].float_val) == [3.0]
+    response = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=seconds)
+    return list(response.outputs["y"].float_val)
+
+
+@pytest.mark.parametrize("client_verify", [False, True])
+def test_tls_is_spoken_on_the_port_and_clients_are_verified_where_that_is_asked(
+    start_server, free_port, tmp_path, certificates, client_verify
+):
+    config = config_protos.SSLConfig(
+        server_key=certificates["own.key"],
+        server_cert=certificates["own.pem"],
+        custom_ca=certificates["ca.pem"],
+        client_verify=client_verify,
+    )
+    (tmp_path / "ssl").write_text(text_format.MessageToString(config))
+    port = free_port()
+    start_server("half", port=port, ssl_config_file=str(tmp_path / "ssl"))
+    pems = {name: text.encode() for name, text in certificates.items()}
+    stranger = grpc.ssl_channel_credentials(pems["ca.pem"])
+    friend = grpc.ssl_channel_credentials(pems["ca.pem"], pems["own.key"], pems["own.pem"])
+    for credentials, is_welcome in ((stranger, not client_verify), (friend, True)):
+        with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+            if is_welcome:
+                assert half_of(channel) == [3.0]
+            else:
+                with pytest.raises(grpc.RpcError) as refused:
+                    half_of(channel)
+                assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    with grpc.insecure_channel(f"localhost:{port}") as channel, pytest.raises(grpc.RpcError):
+        half_of(channel)
+
+
+def test_a_call_beyond_grpc_max_threads_is_refused(start_server, free_port):
+    port = free_port()
+    server = start_server(
+        "typed", port=port, grpc_max_threads=1, grpc_channel_arguments="grpc.max_connection_idle_ms=60000"
+    )
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "typed", "spin"
+    request.inputs["rounds"].CopyFrom(tf.make_tensor_proto(np.int32([2003])))
+    with grpc.insecure_channel(f"{HOST}:{port}") as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        first = stub.Predict.future(request, timeout=60)
+        assert wait_for(lambda: server.manager.status("typed")[0].users == 1)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.Predict(request, timeout=60)
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert list(first.result().outputs["done"].int_val) == [2003]
+
+
+def test_the_metrics_are_on_the_rest_port_at_the_configured_path(start_server, free_port, tmp_path):
+    (tmp_path / "monitoring").write_text('prometheus_config { enable: true path: "/own/metrics" }')
+    port = free_port()
+    start_server("half", rest_api_port=port, monitoring_config_file=str(tmp_path / "monitoring"))
+    with httpx.Client(base_url=f"http://{HOST}:{port}", timeout=30, trust_env=False) as http:
+        assert http.post("/v1/models/half:predict", json={"instances": [1.0]}).status_code == 200
+        metrics = http.get("/own/metrics")
+        assert metrics.headers["content-type"].startswith("text/plain")
+        assert ':tensorflow:serving:request_count{model_name="half",status="OK"} ' in metrics.text
+        assert http.get("/monitoring/prometheus/metrics").status_code == 404
+
+
+def test_a_method_name_that_is_no_api_of_tensorflow_serving_is_refused_where_that_is_asked(start_server):
+    server = start_server("half", enable_signature_method_name_check=True, grpc_socket_path="")
+    with server.manager.use("half") as loaded:
+        signature = loaded.signature()
+        assert loaded.run(signature, {"x": np.float32([2.0])})["y"].tolist() == [3.0]
+        other = dataclasses.replace(signature, method_name="own/method")
+        with pytest.raises(StatusError, match="Was: own/method"):
+            loaded.run(other, {"x": np.float32([2.0])})
+
+
+@pytest.mark.parametrize(
+    "flag", ["ssl_config_file", "monitoring_config_file", "tensorflow_session_config_file", "batching_parameters_file"]
+)
+def test_a_configuration_file_that_is_missing_is_named_by_its_flag(exports, flag):
+    with pytest.raises(UsageError, match=f"--{flag}=/nix: /nix cannot be read"):
+        ModelServer([ModelSettings("half", exports / "half")], enable_batching=True, **{flag: "/nix"})
+
+
+def test_a_session_is_configured_by_its_file_and_the_flags_go_before_it(tmp_path):
+    (tmp_path / "session").write_text("intra_op_parallelism_threads: 3 inter_op_parallelism_threads: 5 gpu_options {}")
+    flags = {name: flag.default for name, flag in FLAGS.items()}
+    flags |= {"tensorflow_session_config_file": str(tmp_path / "session"), "tensorflow_inter_op_parallelism": 7}
+    config = _session_config(flags | {"per_process_gpu_memory_fraction": 0.5})
+    assert (config.intra_op_parallelism_threads, config.inter_op_parallelism_threads) == (3, 7)
+    assert config.gpu_options.per_process_gpu_memory_fraction == 0.5
 
 
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
@@ -191,7 +301,7 @@ def test_the_program_says_in_one_line_why_it_does_not_start(tmp_path, start_prog
         number = taken.getsockname()[1]
         cases = [
             ([f"--port={number}", f"--model_base_path={tmp_path}"], 1, f"error: cannot listen on {HOST}:{number}"),
-            (["--use_alts_credentials"], 2, "error: --use_alts_credentials=true is a flag"),
+            (["--use_alts_credentials"], 2, "error: --use_alts_credentials=true is not honoured"),
         ]
         for flags, code, words in cases:
             process, *_ = start_program(*flags)
