@@ -3,8 +3,8 @@
 TensorFlow Serving answers a call once and whole. A text of n tokens is therefore asked for as its first token, its
 first two, four, eight, up to n: same prompt, same seed, so that each answer begins with the one before, and the whole
 stream equals what one call of `sample` would have said, at any temperature. The price: the server computes fewer than
-3 n tokens instead of n (2 n for a power of two), and reads the prompt about log2(n) times. With `chunk_tokens` c the pieces have equal
-size instead, and the server computes about n * n / (2 c) tokens.
+3 n tokens instead of n (2 n for a power of two), and reads the prompt about log2(n) times. With `chunk_tokens` c the
+pieces have equal size instead, and the server computes about n * n / (2 c) tokens.
 """
 
 from __future__ import annotations
