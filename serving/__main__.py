@@ -52,7 +52,7 @@ def check(options: argparse.Namespace) -> int:
     quiet.import_tensorflow()
     from serving.check import check as check_saved_model
 
-    result = check_saved_model(options.path)
+    result = check_saved_model(options.path, options.server_version)
     print(result.report())
     return 1 if result.problems else 0
 
@@ -191,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("check", help="whether stock TensorFlow Serving can run a SavedModel, safely")
     command.add_argument("path", metavar="PATH", help="a version folder, such as exports/NAME/1")
+    command.add_argument("--server_version", metavar="X.Y", help="refuse operations that came after this version")
     command.set_defaults(run=check)
 
     command = commands.add_parser("serve", help="host all models of a folder")

@@ -141,7 +141,7 @@ def test_a_refused_export_is_an_error_in_words(run, module):
 @pytest.mark.parametrize(("problems", "code"), [([], 0), (["an XLA function"], 1)])
 def test_check_exits_with_0_only_without_problems(run, module, problems, code):
     report = types.SimpleNamespace(problems=problems, report=lambda: "what is in it")
-    module("serving.check", check=lambda path: report)
+    module("serving.check", check=lambda path, version: report)
     assert run("check", "exports/a/1") == (code, "what is in it\n", "")
 
 
