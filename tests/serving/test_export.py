@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from typing import NamedTuple
 
 import httpx
 import numpy as np
@@ -11,11 +13,12 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tiny_models import NAMES, build
 
 import keras_seq
+import serving.export
 from serving import export_model
 from serving.answers import answers_for
 from serving.check import check
 from serving.client import Client
-from serving.export import ExportError, _compare, _function, export_run
+from serving.export import ExportError, _compare, export_run
 from serving.model_server.model_config import ModelSettings
 from serving.model_server.server import ModelServer
 from serving.signatures import INPUT_DTYPES, OPTION_DEFAULTS, SIGNATURES
@@ -24,17 +27,56 @@ TEXTS = ["the old cook", "", "i am a student that she likes [MASK]", "the cats a
 ROOM = 11  # new tokens an answer
 
 
-@pytest.fixture(scope="session")
-def tiny_exports(tmp_path_factory):
-    """A folder with one version of each of the six models."""
-    folder = tmp_path_factory.mktemp("served") / "exports"
-    export_model(**build("gpt"), folder=folder / "gpt", max_new_tokens=ROOM)
+class Live(NamedTuple):
+    """A model that was exported: the arguments of `export_model`, its kind, and the functions over its weights."""
+
+    given: dict
+    kind: str
+    functions: dict
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A folder with one version of each of the six models, and the models by name."""
+    folder, live, saved = tmp_path_factory.mktemp("served") / "exports", {}, []
+    plain = serving.export._save
+
+    def save(answers, staging):
+        saved.append((answers.kind, plain(answers, staging)))
+        return saved[-1][1]
+
     with pytest.MonkeyPatch.context() as patch:
-        # The others are compared below, served against live, and more closely; a fresh process each takes its time.
+        patch.setattr("serving.export._save", save)
+        # They are compared below, served against live, and more closely; a fresh process each takes its time.
         patch.setattr("serving.export._compare", lambda *_: None)
-        for name in set(NAMES) - {"gpt"}:
-            export_model(**build(name), folder=folder / name, max_new_tokens=ROOM)
-    return folder
+        for name in NAMES:
+            given = build(name)
+            export_model(**given, folder=folder / name, max_new_tokens=ROOM)
+            live[name] = Live(given, *saved[-1])
+    return folder, live
+
+
+@pytest.fixture(scope="module")
+def tiny_exports(exported):
+    return exported[0]
+
+
+@pytest.fixture(scope="module")
+def live(exported):
+    return exported[1]
+
+
+@pytest.fixture
+def classifier(exported, monkeypatch):
+    """Arguments to export the classifier once more with: what was traced and written is copied, not made anew."""
+    folder, live = exported
+
+    def copy(answers, staging):
+        shutil.copytree(folder / "classifier" / "1", staging, ignore=shutil.ignore_patterns("assets.extra"))
+        return live["classifier"].functions
+
+    monkeypatch.setattr("serving.export._save", copy)
+    return live["classifier"].given
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +116,17 @@ def cut(value, like):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_served_equals_live_over_rest_and_grpc_alone_and_in_a_batch(name, clients):
+def test_served_equals_live_over_rest_and_grpc_alone_and_in_a_batch(name, live, clients):
     rest, grpc = clients
-    given = answers_for(**build(name), max_new_tokens=ROOM)
-    for key, signature in SIGNATURES[given.kind].items():
+    for key, signature in SIGNATURES[live[name].kind].items():
         if signature.function == "examples":
             continue  # bytes of protobufs; test_classify_examples asks it
         asked = inputs_for(signature, TEXTS)
-        function = _function(given, signature)
-        live = function(**{one: tf.constant(row, INPUT_DTYPES.get(one, "string")) for one, row in asked.items()})
+        values = {one: tf.constant(row, INPUT_DTYPES.get(one, "string")) for one, row in asked.items()}
+        answers = live[name].functions[key](**values)
         together = [client.predict(name, asked, key) for client in (rest, grpc)]
         for output in signature.outputs:
-            expected = live[output].numpy()
+            expected = answers[output].numpy()
             if expected.dtype == object:
                 expected = np.vectorize(bytes.decode, otypes=[object])(expected)
             for told in together:
@@ -135,13 +176,12 @@ def test_the_plain_forms_of_the_contract_answer(clients):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_export_holds_what_the_stock_server_runs_and_the_contract_s_table(name, tiny_exports):
+def test_an_export_holds_what_the_stock_server_runs_and_the_contract_s_table(name, tiny_exports, live):
     contents = check(tiny_exports / name / "1")
     assert contents.problems == []
     assert not [op for op in contents.operations if "Mutable" in op or "Xla" in op or "PyFunc" in op]
-    kind = answers_for(**build(name)).kind
-    assert set(contents.signatures) == set(SIGNATURES[kind])
-    for key, signature in SIGNATURES[kind].items():
+    assert set(contents.signatures) == set(SIGNATURES[live[name].kind])
+    for key, signature in SIGNATURES[live[name].kind].items():
         inputs, outputs = contents.signatures[key]
         assert set(inputs) == set(signature.inputs) and set(outputs) == set(signature.outputs)
         assert all(what.split(" ", 1)[1].startswith("(b") for what in (inputs | outputs).values())
@@ -150,24 +190,23 @@ def test_an_export_holds_what_the_stock_server_runs_and_the_contract_s_table(nam
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_manifest_and_warm_up_stand_beside_the_model(name, tiny_exports):
+def test_manifest_and_warm_up_stand_beside_the_model(name, tiny_exports, live):
     folder = tiny_exports / name / "1" / "assets.extra"
     manifest = json.loads((folder / "keras_seq.json").read_text("utf-8"))
-    given = build(name)
+    given = live[name].given
     assert manifest["model"] == type(given["model"]).__name__
     assert manifest["parameters"] == given["model"].count_params()
     assert manifest["fingerprints"]["tokenizer"] == given["tokenizer"].fingerprint
     assert manifest["versions"]["tensorflow"] == tf.__version__
-    kind = answers_for(**given).kind
     records = tf.data.TFRecordDataset(str(folder / "tf_serving_warmup_requests"))
     logs = [prediction_log_pb2.PredictionLog.FromString(record.numpy()) for record in records]
     asked = [getattr(log, log.WhichOneof("log_type")).request.model_spec.signature_name for log in logs]
-    assert sorted(asked) == sorted(manifest["signatures"]) == sorted(SIGNATURES[kind])
+    assert sorted(asked) == sorted(manifest["signatures"]) == sorted(SIGNATURES[live[name].kind])
 
 
-def test_versions_count_up_and_none_is_overwritten(tmp_path, monkeypatch):
+def test_versions_count_up_and_none_is_overwritten(tmp_path, classifier, monkeypatch):
     monkeypatch.setattr("serving.export._compare", lambda *_: None)  # the comparison is not the point here
-    given = {**build("classifier"), "folder": tmp_path / "a folder" / "exports" / "x"}
+    given = {**classifier, "folder": tmp_path / "a folder" / "exports" / "x"}
     assert export_model(**given).name == "1"
     assert export_model(**given, version=7).name == "7"
     assert export_model(**given).name == "8"
@@ -179,7 +218,7 @@ def test_versions_count_up_and_none_is_overwritten(tmp_path, monkeypatch):
     assert (tmp_path / "a folder/exports/x/7/saved_model.pb").read_bytes() == before
 
 
-def test_an_export_that_fails_its_comparison_leaves_nothing(tmp_path, monkeypatch):
+def test_an_export_that_fails_its_comparison_leaves_nothing(tmp_path, classifier, monkeypatch):
     seen = []
 
     def fail(staging, live):
@@ -188,21 +227,21 @@ def test_an_export_that_fails_its_comparison_leaves_nothing(tmp_path, monkeypatc
 
     monkeypatch.setattr("serving.export._compare", fail)
     with pytest.raises(ExportError, match="it differs"):
-        export_model(**build("classifier"), folder=tmp_path / "exports" / "x")
+        export_model(**classifier, folder=tmp_path / "exports" / "x")
     assert seen[0].parent == tmp_path, "staging lies outside the folder that is served"
     assert os.listdir(tmp_path) == []
 
 
-def test_the_comparison_sees_a_changed_weight(tmp_path):
-    given = build("classifier")
-    place = export_model(**given, folder=tmp_path / "exports" / "x")
-    changed = answers_for(**given)
-    bias = changed.model.classification_head.dense.bias
-    bias.assign(bias + np.linspace(-7, 7, 3))
+def test_the_comparison_sees_a_changed_weight(tiny_exports, live):
+    given, _, functions = live["classifier"]
     probe = {"text": tf.constant(["the old cook", ""])}
-    live = {"probabilities": (probe, _function(changed, SIGNATURES["classifier"]["probabilities"])(**probe))}
+    bias = given["model"].classification_head.dense.bias
+    before = bias.numpy()
+    bias.assign(before + np.linspace(-7, 7, 3))
+    changed = {"probabilities": (probe, functions["probabilities"](**probe))}
+    bias.assign(before)
     with pytest.raises(ExportError, match="differs from the live model in probabilities of probabilities"):
-        _compare(place, live)
+        _compare(tiny_exports / "classifier" / "1", changed)
 
 
 def test_a_user_s_own_model_trained_by_fit_is_served_as_it_predicts(tmp_path):
