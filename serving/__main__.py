@@ -61,7 +61,15 @@ def serve(options: argparse.Namespace) -> int:
     """Hosts the models of a folder."""
     from serving import launch
 
-    return launch.serve(options.exports, options.engine, options.host, options.port, options.rest_api_port)
+    return launch.serve(
+        options.exports,
+        options.engine,
+        options.host,
+        options.port,
+        options.rest_api_port,
+        options.enable_batching,
+        options.batching_parameters_file,
+    )
 
 
 def gateway(options: argparse.Namespace) -> int:
@@ -197,6 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("serve", help="host all models of a folder")
     command.add_argument("exports", metavar="EXPORTS", help="a folder of models, each with numbered version folders")
     command.add_argument("--engine", default="auto", choices=("auto", "tensorflow_model_server", "docker", "embedded"))
+    command.add_argument("--enable_batching", action="store_true", help="merge the calls of several callers")
+    command.add_argument("--batching_parameters_file", metavar="FILE", help="text protobuf, instead of ours")
     _add_address(command, default_host=None)
     command.set_defaults(run=serve)
 

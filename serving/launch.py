@@ -17,13 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving import server_configs
 from serving.client import Client, Retries, ServingError, Signatures
 
 ENGINES = ("auto", "tensorflow_model_server", "docker", "embedded")
-# The real server's default is 4 threads a core, and the call beyond the last is refused with RESOURCE_EXHAUSTED.
-GRPC_MAX_THREADS = 128
 LOAD_SECONDS = 600.0
-CONFIG_NAME = "models.config"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -39,7 +37,13 @@ class Plan:
 
 
 def serve(
-    exports: str | Path, engine: str = "auto", host: str | None = None, port: int = 8500, rest_api_port: int = 8501
+    exports: str | Path,
+    engine: str = "auto",
+    host: str | None = None,
+    port: int = 8500,
+    rest_api_port: int = 8501,
+    enable_batching: bool = False,
+    batching_parameters_file: str | Path | None = None,
 ) -> int:
     """Serves the models of a folder until the program ends or a signal comes, which is forwarded.
 
@@ -48,21 +52,23 @@ def serve(
         engine: one of `ENGINES`; "auto" takes tensorflow_model_server if it is on the PATH, else the embedded server.
         host: the address to listen on; 127.0.0.1 when None. tensorflow_model_server always listens on all addresses.
         port: the gRPC port.
-        rest_api_port: the REST port.
+        rest_api_port: the REST port; metrics for Prometheus are on it too.
+        enable_batching: calls of several callers are merged.
+        batching_parameters_file: BatchingParameters as text protobuf, instead of ours.
 
     Returns:
         The program's exit code.
 
     Raises:
-        FileNotFoundError: there is no such folder or program.
+        FileNotFoundError: there is no such folder, program or batching_parameters_file.
         ValueError: the folder holds no models, or an argument is out of its range.
         OSError: a port is in use.
     """
     models = find_models(exports)
     with tempfile.TemporaryDirectory(prefix="keras_seq_serve_") as folder:
-        plan = make_plan(Path(exports).resolve(), Path(folder), engine, host, port, rest_api_port)
-        config_base = "/models" if plan.engine == "docker" else str(Path(exports).resolve())
-        (Path(folder) / CONFIG_NAME).write_text(model_config(models, config_base), encoding="utf-8")
+        plan = make_plan(Path(exports).resolve(), Path(folder), engine, host, port, rest_api_port, enable_batching)
+        base = "/models" if plan.engine == "docker" else str(Path(exports).resolve())
+        server_configs.write_configs(Path(folder), models, base, enable_batching, batching_parameters_file)
         for number in (port, rest_api_port):
             check_port(plan.host, number)
         print(f"starting {shlex.join(plan.command)}", flush=True)
@@ -88,16 +94,15 @@ def _has_versions(folder: Path) -> bool:
     return any(path.is_dir() and path.name.isascii() and path.name.isdigit() for path in folder.iterdir())
 
 
-def model_config(models: list[str], base: str) -> str:
-    """A ModelServerConfig in text form, for the models below the folder `base`."""
-    entries = [
-        f'  config {{ name: {_quoted(name)} base_path: {_quoted(f"{base}/{name}")} model_platform: "tensorflow" }}'
-        for name in models
-    ]
-    return "\n".join(["model_config_list {", *entries, "}", ""])
-
-
-def make_plan(exports: Path, config_folder: Path, engine: str, host: str | None, port: int, rest_api_port: int) -> Plan:
+def make_plan(
+    exports: Path,
+    config_folder: Path,
+    engine: str,
+    host: str | None,
+    port: int,
+    rest_api_port: int,
+    enable_batching: bool = False,
+) -> Plan:
     """What would be started. Raises: FileNotFoundError without the program, ValueError for a wrong argument."""
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}.")
@@ -109,7 +114,7 @@ def make_plan(exports: Path, config_folder: Path, engine: str, host: str | None,
     if engine == "auto":
         engine = "tensorflow_model_server" if shutil.which("tensorflow_model_server") else "embedded"
     address = host or "127.0.0.1"
-    flags = [f"--model_config_file={config_folder / CONFIG_NAME}", f"--grpc_max_threads={GRPC_MAX_THREADS}"]
+    flags = server_configs.flags(config_folder, enable_batching)
     ports = [f"--port={port}", f"--rest_api_port={rest_api_port}"]
     if engine == "embedded":
         command = [sys.executable, "-m", "serving.model_server", f"--host={address}", *ports, *flags]
@@ -124,7 +129,7 @@ def make_plan(exports: Path, config_folder: Path, engine: str, host: str | None,
             *["--mount", f"type=bind,source={exports},target=/models,readonly"],
             *["--mount", f"type=bind,source={config_folder},target=/config,readonly"],
             "tensorflow/serving",
-            *[f"--model_config_file=/config/{CONFIG_NAME}", f"--grpc_max_threads={GRPC_MAX_THREADS}"],
+            *server_configs.flags("/config", enable_batching),
         ]
     return Plan(engine, command, address, port, rest_api_port)
 
@@ -262,7 +267,3 @@ def _program(name: str) -> str:
     if path is None:
         raise FileNotFoundError(f"engine {name} needs the program {name} on the PATH.")
     return path
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

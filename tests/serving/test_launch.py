@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving import launch
+from serving import launch, server_configs
 from serving.client import Client, ServingError
 
 HOST = "127.0.0.1"
@@ -35,7 +35,7 @@ def on_path(tmp_path, monkeypatch):
         script.write_text(
             "#!/bin/sh\n"
             f'printf "%s\\n" "$@" > "{tmp_path}/arguments"\n'
-            'for word in "$@"; do case "$word" in --model_config_file=*)\n'
+            'for word in "$@"; do case "$word" in --model_config_file=*|--batching*=*)\n'
             f'  cp "${{word#*=}}" "{tmp_path}/config" 2>/dev/null;; esac; done\n'
             "exit 7\n"
         )
@@ -75,15 +75,6 @@ def test_a_missing_or_empty_folder_is_named(tmp_path):
         launch.serve(tmp_path)
 
 
-def test_the_configuration_is_read_back_by_the_servers_own_proto(tmp_path):
-    config = model_server_config_pb2.ModelServerConfig()
-    text_format.Parse(launch.model_config(["a", 'b "model"\\'], "/some where"), config)
-    entries = config.model_config_list.config
-    assert [entry.name for entry in entries] == ["a", 'b "model"\\']
-    assert [entry.base_path for entry in entries] == ["/some where/a", '/some where/b "model"\\']
-    assert {entry.model_platform for entry in entries} == {"tensorflow"}
-
-
 @pytest.mark.parametrize("engine", ["auto", "tensorflow_model_server"])
 def test_the_real_server_is_started_when_it_is_on_the_path(folder, tmp_path, on_path, free_port, engine):
     on_path("tensorflow_model_server")
@@ -91,8 +82,8 @@ def test_the_real_server_is_started_when_it_is_on_the_path(folder, tmp_path, on_
     assert launch.serve(folder, engine, port=port, rest_api_port=rest_api_port) == 7
     arguments = (tmp_path / "arguments").read_text().splitlines()
     assert arguments[:2] == [f"--port={port}", f"--rest_api_port={rest_api_port}"]
-    assert arguments[2].startswith("--model_config_file=/")
-    assert arguments[3:] == [f"--grpc_max_threads={launch.GRPC_MAX_THREADS}"]
+    written = os.path.dirname(arguments[2].partition("=")[2])
+    assert arguments[2:] == server_configs.flags(written)
     config = model_server_config_pb2.ModelServerConfig()
     text_format.Parse((tmp_path / "config").read_text(), config)
     bases = {entry.name: entry.base_path for entry in config.model_config_list.config}
@@ -109,11 +100,79 @@ def test_the_container_gets_the_folder_and_the_ports(folder, tmp_path, on_path, 
     assert f"127.0.0.1:{port}:8500" in arguments
     assert f"127.0.0.1:{rest_api_port}:8501" in arguments
     assert f"type=bind,source={folder},target=/models,readonly" in arguments
-    assert arguments[-3:] == [
-        "tensorflow/serving",
-        "--model_config_file=/config/models.config",
-        f"--grpc_max_threads={launch.GRPC_MAX_THREADS}",
-    ]
+    assert arguments[arguments.index("tensorflow/serving") + 1 :] == server_configs.flags("/config")
+
+
+def test_batching_gets_its_flags_and_its_file_our_own_or_the_one_given(folder, tmp_path, on_path, free_port):
+    on_path("tensorflow_model_server")
+    given = tmp_path / "mine.config"
+    given.write_text("max_batch_size { value: 7 }")
+    ports = {"port": free_port(), "rest_api_port": free_port(), "enable_batching": True}
+    for file, words in ((None, "max_execution_batch_size"), (given, "max_batch_size { value: 7 }")):
+        assert launch.serve(folder, "tensorflow_model_server", batching_parameters_file=file, **ports) == 7
+        assert "--enable_batching=true" in (tmp_path / "arguments").read_text().splitlines()
+        assert words in (tmp_path / "config").read_text()
+        assert (file is None) == ("enable_large_batch_splitting" in (tmp_path / "config").read_text())
+    with pytest.raises(FileNotFoundError, match="no batching_parameters_file at nix"):
+        launch.serve(folder, "tensorflow_model_server", batching_parameters_file="nix", **ports)
+    with pytest.raises(ValueError, match="with enable_batching only"):
+        launch.serve(folder, "tensorflow_model_server", batching_parameters_file=given, port=ports["port"])
+
+
+# A model server by its looks: not AVAILABLE at first, then it is; writes down its signals and ends at the second.
+PRETENDER = """#!{python}
+import http.server, json, signal, sys, threading
+flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+asked = []
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        asked.append(self.path)
+        state = "AVAILABLE" if len(asked) > 3 else "LOADING"
+        status = dict(error_code="OK", error_message="")
+        answer = dict(model_version_status=[dict(version="2", state=state, status=status)])
+        if self.path.endswith("/metadata"):
+            answer = dict(metadata=dict(signature_def=dict(signature_def=dict())))
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+got = []
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(flags["rest_api_port"])), Answers)
+
+def note(number, _):
+    got.append(signal.Signals(number).name)
+    with open({record!r}, "a") as record:
+        record.write(got[-1] + "\\n")
+    if len(got) == 2:
+        threading.Thread(target=server.shutdown).start()
+
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, note)
+server.serve_forever()
+sys.exit(5)
+"""
+
+
+def test_serve_waits_for_available_and_forwards_both_signals_to_the_real_server(folder, tmp_path, on_path, free_port):
+    record = tmp_path / "signals"
+    with open(on_path("tensorflow_model_server"), "w") as program:
+        program.write(PRETENDER.format(python=sys.executable, record=str(record)))
+    command = [sys.executable, "-m", "serving", "serve", str(folder), "--engine", "tensorflow_model_server"]
+    command += ["--port", str(free_port()), "--rest_api_port", str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout.readline, "")
+        assert any("Ask:" in line for line in lines), "it says so when all are AVAILABLE"
+        process.send_signal(signal.SIGINT)
+        assert wait_for(record.exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 5
+    assert record.read_text().splitlines() == ["SIGINT", "SIGTERM"]
 
 
 def test_without_the_real_server_auto_takes_the_embedded_one(folder, tmp_path, monkeypatch):
