@@ -18,7 +18,8 @@ from serving.model_server.errors import invalid
 from serving.model_server.signature import type_name
 
 # TensorFlow Serving prints no uint16, no half precision and no complex numbers.
-_PRINTED = {"int8", "int16", "int32", "int64", "uint8", "uint32", "uint64", "float32", "float64", "bool", "object"}
+_PRINTED = {np.dtype(kind) for kind in (np.float32, np.float64, np.bool_, object)}
+_PRINTED |= {np.dtype(kind) for kind in ("int8", "int16", "int32", "int64", "uint8", "uint32", "uint64")}
 _WORDS = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
 
@@ -29,7 +30,7 @@ def encode_response(outputs: Mapping[str, np.ndarray], row_form: bool) -> bytes:
     shortest form that is the same number at their own precision.
     """
     for name, array in outputs.items():
-        if array.dtype.name not in _PRINTED:
+        if array.dtype not in _PRINTED:
             raise invalid(f"Failed to write JSON value for tensor type: {type_name(array.dtype)}, of output {name!r}.")
     if not outputs:
         raise invalid("Cannot convert empty tensor map to JSON")

@@ -21,17 +21,12 @@ from serving.model_server.signature import Signature, TensorSpec, in_braces, typ
 
 MAX_RANK = 64  # NumPy's
 # What the JSON reader holds an integer to; a narrower dtype then keeps its low bits, as TensorFlow's field does.
-_INTEGERS: dict[str, Any] = {
-    "int8": np.iinfo(np.int32),
-    "int16": np.iinfo(np.int32),
-    "int32": np.iinfo(np.int32),
-    "uint8": np.iinfo(np.int32),
-    "int64": np.iinfo(np.int64),
-    "uint32": np.iinfo(np.uint32),
-    "uint64": np.iinfo(np.uint64),
+_INTEGERS: dict[np.dtype, Any] = {
+    np.dtype(name): np.iinfo(np.int32 if name in ("int8", "int16", "uint8") else name)
+    for name in ("int8", "int16", "int32", "int64", "uint8", "uint32", "uint64")
 }
 # Up to here every whole number has its own float; beyond, a whole number is refused rather than rounded.
-_WHOLE = {"float32": 2**24 - 1, "float64": 2**53 - 1}
+_WHOLE = {np.dtype(np.float32): 2**24 - 1, np.dtype(np.float64): 2**53 - 1}
 _KEYS = (b'"instances"', b'"inputs"', b'"signature_name"', b'"examples"', b'"context"')
 _LENIENT = re.compile(r'"(?:[^"\\]|\\.)*"|\bInf\b|-NaN\b', re.DOTALL)
 
@@ -186,7 +181,7 @@ def decode_tensor(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
 
 def _numbers(name: str, leaves: list, dtype: np.dtype) -> np.ndarray:
     types = set(map(type, leaves))
-    if dtype.name in _WHOLE:
+    if dtype in _WHOLE:
         if not types <= {int, float}:
             _refuse(name, leaves, dtype, {int, float})
         return _floats(name, leaves, dtype, int in types)
@@ -194,7 +189,7 @@ def _numbers(name: str, leaves: list, dtype: np.dtype) -> np.ndarray:
         if not types <= {bool}:
             _refuse(name, leaves, dtype, {bool})
         return np.array(leaves, dtype)
-    if dtype.name not in _INTEGERS:
+    if dtype not in _INTEGERS:
         if leaves:
             given = short(leaves[0])
             raise StatusError(
@@ -203,7 +198,7 @@ def _numbers(name: str, leaves: list, dtype: np.dtype) -> np.ndarray:
         return np.array(leaves, dtype)
     if not types <= {int}:
         _refuse(name, leaves, dtype, {int})
-    held = _INTEGERS[dtype.name]
+    held = _INTEGERS[dtype]
     try:
         array = np.array(leaves, held.dtype)
     except OverflowError:
@@ -222,7 +217,7 @@ def _floats(name: str, leaves: list, dtype: np.dtype, has_whole: bool) -> np.nda
         raise invalid(f"JSON Parse error: Input {name!r}: a number is too big to be stored in double.") from None
     suspects: list = []
     if has_whole:
-        limit = _WHOLE[dtype.name]
+        limit = _WHOLE[dtype]
         suspects = [leaf for leaf in leaves if type(leaf) is int and limit < abs(leaf) and -(2**63) <= leaf < 2**64]
     if not suspects and np.isinf(array).any():
         suspects = [leaf for leaf, number in zip(leaves, array) if np.isinf(number) and not np.isinf(float(leaf))]

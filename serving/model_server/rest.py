@@ -76,8 +76,8 @@ class RestApp:
         is_gzip = b"gzip" in headers.get(b"content-encoding", b"")
         arguments = (self.manager, scope["method"], target, body, is_gzip)
         try:
-            work = asyncio.get_running_loop().run_in_executor(self.pool, answer, *arguments)
-            return await asyncio.wait_for(work, self.timeout_seconds)
+            async with asyncio.timeout(self.timeout_seconds):
+                return await asyncio.get_running_loop().run_in_executor(self.pool, answer, *arguments)
         except TimeoutError:
             raise StatusError(Code.DEADLINE_EXCEEDED, f"Timed out after {self.timeout_seconds:g} s") from None
 

@@ -31,8 +31,9 @@ _FIELDS = {
     "complex64": ("scomplex_val", np.float32),
     "complex128": ("dcomplex_val", np.float64),
 }
+_NAMES = {np.dtype(tf.as_dtype(name).as_numpy_dtype): name for name in _FIELDS}  # dtype.name is slow to ask for
 _ENUMS = {name: tf.as_dtype(name).as_datatype_enum for name in _FIELDS}
-_DTYPES = {enum: np.dtype(tf.as_dtype(name).as_numpy_dtype) for name, enum in _ENUMS.items()}
+_DTYPES = {_ENUMS[name]: dtype for dtype, name in _NAMES.items()}
 # Fields whose elements lie in the message as they lie in memory: key, then length, then the array's bytes.
 _PACKED = {
     "float32": tensor_pb2.TensorProto.FLOAT_VAL_FIELD_NUMBER << 3 | 2,
@@ -86,7 +87,7 @@ def to_proto(
         proto: an empty one to fill, or None for a new one.
     """
     proto = tensor_pb2.TensorProto() if proto is None else proto
-    name = array.dtype.name
+    name = _NAMES.get(array.dtype)
     if array.dtype.kind == "O":
         proto.dtype = types_pb2.DT_STRING
         values = array.ravel().tolist()
@@ -94,7 +95,7 @@ def to_proto(
             proto.tensor_content = b"".join([*(_varint(len(value)) for value in values), *values])
         else:
             proto.string_val.extend(values)
-    elif name not in _ENUMS:
+    elif name is None:
         proto.CopyFrom(tf.make_tensor_proto(array))
         return proto
     else:
@@ -128,10 +129,11 @@ def _shape(proto) -> tuple[int, ...]:
 
 
 def _typed(proto: tensor_pb2.TensorProto, dtype: np.dtype, count: int) -> np.ndarray:
-    field, kind = _FIELDS[dtype.name]
+    name = _NAMES[dtype]
+    field, kind = _FIELDS[name]
     values = getattr(proto, field)
     given: np.ndarray = np.array(values, kind)
-    if dtype.name in ("float16", "bfloat16"):
+    if name in ("float16", "bfloat16"):
         given = given.astype(np.uint16).view(dtype)
     elif dtype.kind == "c":
         given = given[: len(given) // 2 * 2].view(dtype)
