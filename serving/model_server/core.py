@@ -7,43 +7,25 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.model_server import monitoring
-from serving.model_server.batching import Batcher, BatchingParameters
-from serving.model_server.errors import Code, StatusError, as_status, invalid
+from serving.model_server.errors import Code, StatusError, invalid
 from serving.model_server.loaded import LoadedVersion
 from serving.model_server.model_config import ModelSettings, read_models
 from serving.model_server.signature import in_braces
+from serving.model_server.versions import MAX_VERSION, Loader, VersionRecord, find_versions
+
+__all__ = ["MAX_VERSION", "ModelManager", "VersionRecord"]
 
 logger = logging.getLogger("serving.model_server")
-
-State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
-MAX_VERSION = 2**63 - 1
-
-
-@dataclass
-class VersionRecord:
-    """A version's life so far. `users` counts the calls running in it; `stamp` is the folder as last tried."""
-
-    version: int
-    path: Path
-    state: State = "START"
-    error: StatusError | None = None
-    loaded: LoadedVersion | None = None
-    users: int = 0
-    failures: int = 0
-    retry_at: float = 0.0
-    stamp: tuple = ()
 
 
 class ModelManager:
@@ -51,20 +33,14 @@ class ModelManager:
 
     A new version is loaded and warmed up beside the old one, then answers; the old one finishes its calls and is freed.
     A version that does not load leaves the old one serving; where none was serving yet, the newest version that does
-    load is served. It is tried again when its folder changes, or after `retry_seconds`, at most `max_retries` times.
+    load is served. It is tried again as the loader says.
 
     Args:
         models: the models to serve.
-        poll_seconds: pause between two looks at the base paths; 0 looks once, at the start.
-        session_config: a ConfigProto for every session, or None.
-        warm_up: how often each warm-up request is run; 0 for none.
-        max_retries: attempts after the first.
-        retry_seconds: pause between two attempts at an unchanged folder.
-        tags: the MetaGraph's tags.
-        allow_xla: whether signatures that need XLA are run.
-        check_method_names: whether a signature's method_name has to be one of TensorFlow Serving's.
-        batcher: merges calls, or None.
-        batching: how, or None to leave it to each version's folder.
+        poll_seconds: pause between two looks at the base paths; 0 looks once, at the start; a negative one never looks.
+        loader: how a version is loaded, and when again if it does not load.
+        num_load_threads: models whose versions are loaded at a time; 0 for one after another.
+        num_unload_threads: versions freed at a time; 0 for one after another, before the next look.
         early_labels: whether a label may name a version that is not available: "never"; "new", if it is not one that
             is moved; "any".
     """
@@ -73,29 +49,23 @@ class ModelManager:
         self,
         models: list[ModelSettings],
         poll_seconds: float = 1.0,
-        session_config=None,
-        warm_up: int = 1,
-        max_retries: int = 5,
-        retry_seconds: float = 60.0,
-        tags: tuple[str, ...] = ("serve",),
-        allow_xla: bool = False,
-        check_method_names: bool = False,
-        batcher: Batcher | None = None,
-        batching: BatchingParameters | None = None,
+        loader: Loader | None = None,
+        num_load_threads: int = 0,
+        num_unload_threads: int = 0,
         early_labels: Literal["never", "new", "any"] = "never",
     ):
         self.models = {model.name: model for model in models}
-        self._poll_seconds, self._session_config, self._warm_up = poll_seconds, session_config, warm_up
-        self._max_retries, self._retry_seconds, self._tags = max_retries, retry_seconds, tags
-        self._allow_xla, self._check_method_names = allow_xla, check_method_names
-        self._batcher, self._batching = batcher, batching
-        self._early_labels = early_labels
+        self._poll_seconds, self._early_labels = poll_seconds, early_labels
+        self._loader = loader or Loader()
+        self._loading, self._unloading = _pool("load", num_load_threads), _pool("unload", num_unload_threads)
         self._labels: dict[str, dict[str, int]] = {}
-        self._records: dict[str, dict[int, VersionRecord]] = {name: {} for name in self.models}
+        self._records: dict[str, dict[int, VersionRecord]] = {}
+        self._present: dict[str, dict[int, Path]] = {}
+        self._turns: dict[str, threading.Lock] = {}  # each held by who changes this model's versions
         self._lock = threading.Lock()  # guards the fields above, held for moments
-        self._changing = threading.Lock()  # held by who looks, loads or reconfigures: one at a time
-        self._stopping = threading.Event()
-        self._poller: threading.Thread | None = None
+        self._reloading = threading.Lock()
+        self._wake, self._stopping = threading.Event(), threading.Event()
+        self._poller = threading.Thread(target=self._keep_polling, name="poll-models", daemon=True)
 
     def start(self) -> None:
         """Loads what is there, then keeps looking in a thread of its own.
@@ -103,17 +73,19 @@ class ModelManager:
         Raises:
             StatusError: FAILED_PRECONDITION for a label of a version that is not available, unless that is allowed.
         """
-        self._labels = self._read_labels(list(self.models.values()))
-        self.poll()
-        if self._poll_seconds > 0:
-            self._poller = threading.Thread(target=self._keep_polling, name="poll-models", daemon=True)
-            self._poller.start()
+        self._adopt(list(self.models.values()))
+        if self._poll_seconds >= 0:
+            self.poll()
+        self._poller.start()
 
     def stop(self) -> None:
         """Stops looking and frees every version that no call is using."""
         self._stopping.set()
-        if self._poller is not None:
+        self._wake.set()
+        if self._poller.ident is not None:
             self._poller.join()
+        for pool in filter(None, (self._loading, self._unloading)):
+            pool.shutdown()
         for records in self._records.values():
             for record in records.values():
                 self._retire(record)
@@ -134,6 +106,9 @@ class ModelManager:
         finally:
             with self._lock:
                 record.users -= 1
+                is_drained = not record.users and record.state == "UNLOADING"
+            if is_drained:
+                self._wake.set()
 
     def status(self, name: str, version: int | None = None, label: str | None = None) -> list[VersionRecord]:
         """The records of a model, newest version first. Raises: StatusError NOT_FOUND when there is none."""
@@ -164,127 +139,133 @@ class ModelManager:
                 f"another, got {config.WhichOneof('config') or 'an empty ModelServerConfig'}.",
             )
         models = read_models(config)
-        with self._changing:
-            labels = self._read_labels(models)
+        with self._reloading:
             added = [model.name for model in models if model.name not in self.models]
-            with self._lock:
-                self._labels = labels
-                self.models = {model.name: model for model in models}
-                for name in added:
-                    self._records.setdefault(name, {})
-            self._poll()
+            self._adopt(models)
+            self.poll()
             missing = [name for name in added if not self._available(name)]
         if missing:
             raise StatusError(Code.UNKNOWN, f"Some models did not become available: {in_braces(missing)}")
 
     def poll(self) -> None:
-        """One look at every base path."""
-        with self._changing:
-            self._poll()
+        """One look at every base path; returns when what it found is loaded."""
+        if self._loading is None:
+            for name in list(self._records):
+                self._settle(name, True)
+        else:
+            for done in [self._loading.submit(self._settle, name, True) for name in list(self._records)]:
+                done.result()
 
-    def _poll(self) -> None:
-        for name in self._records.keys() - self.models.keys():
-            for record in self._records[name].values():
-                self._retire(record)
-        for model in self.models.values():
-            try:
-                self._poll_model(model)
-            except OSError as error:
-                # A share that is away for a moment must not take down what already serves.
-                logger.warning("model %s: base path %s cannot be read: %s", model.name, model.base_path, error)
+    def _adopt(self, models: list[ModelSettings]) -> None:
+        labels = self._read_labels(models)
+        with self._lock:
+            self._labels = labels
+            self.models = {model.name: model for model in models}
+            for name in self.models:
+                self._records.setdefault(name, {})
+                self._turns.setdefault(name, threading.Lock())
 
     def _keep_polling(self) -> None:
-        while not self._stopping.wait(self._poll_seconds):
-            try:
-                self.poll()
-            except Exception:
-                logger.exception("polling failed")
+        """Looks every `poll_seconds`; in between, frees what has been drained and tries again what is due."""
+        pause = self._poll_seconds if self._poll_seconds > 0 else float("inf")
+        next_look = time.monotonic() + pause
+        while True:
+            until = min(next_look, self._next_try())
+            self._wake.wait(None if until == float("inf") else max(0.0, until - time.monotonic()))
+            self._wake.clear()
+            if self._stopping.is_set():
+                return
+            looks = time.monotonic() >= next_look
+            if looks:
+                next_look = time.monotonic() + pause
+            for name, turn in list(self._turns.items()):
+                if self._loading is None:
+                    self._settle(name, looks)
+                elif not turn.locked():  # else its versions are being loaded, and it has its turn the next time
+                    self._loading.submit(self._settle, name, looks)
 
-    def _poll_model(self, model: ModelSettings) -> None:
-        present, records = find_versions(model.base_path), self._records[model.name]
+    def _next_try(self) -> float:
+        with self._lock:
+            records = [record for name in self.models for record in self._records[name].values()]
+        return min(map(self._loader.next_try, records), default=float("inf"))
+
+    def _settle(self, name: str, looks: bool) -> None:
+        """Brings one model's versions to what is wanted of those present."""
+        with self._turns[name]:
+            model = self.models.get(name)
+            try:
+                if model is None:
+                    self._retire_all(name, set(self._records[name]))
+                    return
+                if looks:
+                    self._present[name] = find_versions(model.base_path)
+                self._change_versions(model)
+            except OSError as error:
+                # A share that is away for a moment must not take down what already serves.
+                logger.warning("model %s: base path %s cannot be read: %s", name, model and model.base_path, error)
+            except Exception:
+                logger.exception("model %s: its versions cannot be changed", name)
+
+    def _change_versions(self, model: ModelSettings) -> None:
+        present, records = self._present.get(model.name, {}), self._records[model.name]
         wanted = model.policy.wanted(set(present))
         for version in sorted(wanted, reverse=True):
-            self._ensure(model, records, version, present[version])
+            self._ensure(model, records, version)
         serving = {version for version, record in records.items() if record.state == "AVAILABLE"}
         for version in sorted(set(present) - wanted, reverse=True):
             if serving or model.policy.kind == "specific":
                 break
-            if self._ensure(model, records, version, present[version]):
+            if self._ensure(model, records, version):
                 serving.add(version)
         # Calls move to the new version before the old one goes; while the new one fails, the old one stays.
-        if serving & wanted or not wanted:
-            for version in serving - wanted:
-                records[version].state = "UNLOADING"
-        for record in list(records.values()):
-            if record.state == "UNLOADING" and self._retire(record):
-                logger.info("model %s: unloaded version %d", model.name, record.version)
+        unwanted = serving - wanted if serving & wanted or not wanted else set()
+        self._retire_all(model.name, unwanted | {key for key, record in records.items() if record.state == "UNLOADING"})
 
-    def _ensure(self, model: ModelSettings, records: dict[int, VersionRecord], version: int, path: Path) -> bool:
+    def _ensure(self, model: ModelSettings, records: dict[int, VersionRecord], version: int) -> bool:
         """Whether the version is available, loading it where that is due."""
-        record = records.get(version)
-        if record is None or (record.state == "END" and record.error is None):
+        path, record = self._present[model.name][version], records.get(version)
+        if record is None or (record.state == "END" and (record.error is None or record.path != path)):
             record = VersionRecord(version, path)
             with self._lock:
                 records[version] = record
         if record.state in ("AVAILABLE", "UNLOADING"):
             return record.state == "AVAILABLE"
-        if record.error is not None and not self._retry_due(record):
+        if not self._loader.is_due(record):
             return False
-        self._load(model, record)
-        return record.state == "AVAILABLE"
-
-    def _retry_due(self, record: VersionRecord) -> bool:
-        if folder_stamp(record.path) != record.stamp:
-            record.failures = 0
-            return True
-        return record.failures <= self._max_retries and time.monotonic() >= record.retry_at
-
-    def _load(self, model: ModelSettings, record: VersionRecord) -> None:
-        record.state, record.stamp, started = "LOADING", folder_stamp(record.path), time.perf_counter()
-        try:
-            loaded = LoadedVersion(
-                record.path,
-                model.name,
-                record.version,
-                self._session_config,
-                self._tags,
-                self._allow_xla,
-                self._check_method_names,
-                self._batcher,
-                self._batching,
-            )
-            if self._warm_up:
-                _warm_up(loaded, self._warm_up)
-        except Exception as error:
-            monitoring.LOAD_COUNT.add(str(record.path), "fail")
-            record.failures += 1
-            record.retry_at = time.monotonic() + self._retry_seconds
-            with self._lock:
-                record.error, record.state = as_status(error), "END"
-            logger.error("model %s: version %d does not load: %s", model.name, record.version, record.error)
-            return
-        monitoring.LOAD_COUNT.add(str(record.path), "success")
-        monitoring.LOAD_LATENCY.add(str(record.path), amount=monitoring.microseconds_since(started))
+        record.state = "LOADING"
+        loaded = self._loader.load(model.name, record)
         with self._lock:
-            record.loaded, record.error, record.failures, record.state = loaded, None, 0, "AVAILABLE"
-        seconds = time.perf_counter() - started
-        logger.info("model %s: version %d is available after %.2f s", model.name, record.version, seconds)
-
-    def _retire(self, record: VersionRecord) -> bool:
-        """Frees the record's version unless a call still runs in it; whether it is free."""
-        with self._lock:
-            if record.loaded is not None and record.state == "AVAILABLE":
-                record.state = "UNLOADING"
-            if record.users:
-                return False
-            loaded, record.loaded = record.loaded, None
-            if loaded is not None:
+            if loaded is None:
                 record.state = "END"
-        if loaded is not None:
-            loaded.close()
-            del loaded
-            gc.collect()  # a graph is full of reference cycles, and its weights wait for the collector
-        return True
+            else:
+                record.loaded, record.error, record.failures, record.state = loaded, None, 0, "AVAILABLE"
+        return loaded is not None
+
+    def _retire_all(self, name: str, versions: set[int]) -> None:
+        for version in sorted(versions):
+            record = self._records[name][version]
+            with self._lock:
+                if record.state not in ("AVAILABLE", "UNLOADING"):
+                    continue
+                record.state = "UNLOADING"
+            if self._unloading is None:
+                self._retire(record)
+            else:
+                self._unloading.submit(self._retire, record)
+
+    def _retire(self, record: VersionRecord) -> None:
+        """Frees the record's version unless a call still runs in it, whose end brings the next try."""
+        with self._lock:
+            if record.users or record.loaded is None:
+                return
+            loaded, record.loaded, record.state = record.loaded, None, "UNLOADING"
+        name, version = loaded.name, loaded.version
+        loaded.close()
+        del loaded
+        gc.collect()  # a graph is full of reference cycles, and its weights wait for the collector
+        with self._lock:
+            record.state = "END"
+        logger.info("model %s: unloaded version %d", name, version)
 
     def _available(self, name: str) -> dict[int, VersionRecord]:
         records = self._records.get(name, {})
@@ -320,32 +301,5 @@ class ModelManager:
         return {model.name: dict(model.labels) for model in models}
 
 
-def _warm_up(loaded: LoadedVersion, iterations: int) -> None:
-    started, code = time.perf_counter(), Code.OK
-    try:
-        loaded.warm_up(iterations)
-    except Exception as error:
-        code = as_status(error).code
-        loaded.close()
-        raise
-    finally:
-        monitoring.WARMUP_LATENCY.observe(monitoring.microseconds_since(started), str(loaded.path), code.name)
-
-
-def find_versions(base_path: Path) -> dict[int, Path]:
-    """Version number -> folder, for the subfolders of `base_path` whose names are numbers. Raises: OSError."""
-    versions: dict[int, Path] = {}
-    with os.scandir(base_path) as entries:
-        for entry in entries:
-            if entry.name.isascii() and entry.name.isdigit() and entry.is_dir() and int(entry.name) <= MAX_VERSION:
-                versions[int(entry.name)] = Path(entry.path)
-    return versions
-
-
-def folder_stamp(path: Path) -> tuple:
-    """Name, size and time of the files of a version folder: differs once someone has repaired it."""
-    try:
-        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    except OSError:
-        return ()
+def _pool(name: str, num_threads: int) -> ThreadPoolExecutor | None:
+    return ThreadPoolExecutor(num_threads, thread_name_prefix=name) if num_threads else None

@@ -47,9 +47,12 @@ FLAGS = {
     "model_config_file": Flag("", "ModelServerConfig as text protobuf; model_name and model_base_path are then unused"),
     "allow_version_labels_for_unavailable_models": Flag(False, "a new label may name a version that is not available"),
     "force_allow_any_version_labels_for_unavailable_models": Flag(False, "so may a label that is moved"),
-    "file_system_poll_wait_seconds": Flag(1, "pause between two looks for versions; 0 looks once"),
+    "model_config_file_poll_wait_seconds": Flag(0, "pause between two looks at model_config_file; 0 reads it once"),
+    "file_system_poll_wait_seconds": Flag(1, "pause between two looks for versions; 0 looks once, -1 never"),
+    "num_load_threads": Flag(0, "models loaded at a time; 0 for one after another"),
+    "num_unload_threads": Flag(0, "versions freed at a time; 0 for one after another"),
     "max_num_load_retries": Flag(5, "further attempts at a version that does not load"),
-    "load_retry_interval_micros": Flag(60_000_000, "pause between two attempts"),
+    "load_retry_interval_micros": Flag(60_000_000, "pause between two attempts; a negative one is none"),
     "enable_model_warmup": Flag(True, "run assets.extra/tf_serving_warmup_requests before a version is available"),
     "num_request_iterations_for_warmup": Flag(1, "how often each warm-up request is run"),
     "enable_batching": Flag(False, "merge the calls of several callers into one run"),
@@ -188,7 +191,7 @@ def _check(values: dict[str, Any]) -> None:
     for name in ("grpc_max_threads", "rest_api_num_threads", "rest_api_timeout_in_ms"):
         if values[name] < 1:
             raise UsageError(f"--{name} is at least 1, got {values[name]}.")
-    for name in ("max_num_load_retries", "load_retry_interval_micros", "num_request_iterations_for_warmup"):
+    for name in ("max_num_load_retries", "num_load_threads", "num_unload_threads"):
         if values[name] < 0:
             raise UsageError(f"--{name} is at least 0, got {values[name]}.")
 

@@ -17,12 +17,14 @@ import uvicorn
 from tensorflow.core.protobuf import config_pb2
 
 from serving.model_server import monitoring, rest, rpc
-from serving.model_server.batching import Batcher
+from serving.model_server.batching import Batcher, BatchingParameters
+from serving.model_server.config_poller import ConfigPoller
 from serving.model_server.core import ModelManager
 from serving.model_server.errors import StatusError
 from serving.model_server.flags import FLAGS, UsageError, batching_from_flags
 from serving.model_server.grpc_options import channel_arguments, read_credentials
 from serving.model_server.model_config import ModelSettings, parse_text
+from serving.model_server.versions import Loader
 
 logger = logging.getLogger("serving.model_server")
 GRACE_SECONDS = 60.0  # a call accepted before the stop may run this long
@@ -47,17 +49,18 @@ class ModelServer:
         self.manager = ModelManager(
             models,
             poll_seconds=self._flags["file_system_poll_wait_seconds"],
-            session_config=_session_config(self._flags),
-            warm_up=self._flags["num_request_iterations_for_warmup"] if self._flags["enable_model_warmup"] else 0,
-            max_retries=self._flags["max_num_load_retries"],
-            retry_seconds=self._flags["load_retry_interval_micros"] / 1e6,
-            tags=tuple(self._flags["saved_model_tags"].split(",")),
-            allow_xla=self._flags["xla_cpu_compilation_enabled"] or self._flags["xla_gpu_compilation_enabled"],
-            check_method_names=self._flags["enable_signature_method_name_check"],
-            batcher=self._batcher,
-            batching=None if self._flags["enable_per_model_batching_parameters"] else batching,
+            loader=_loader(self._flags, self._batcher, batching),
+            num_load_threads=self._flags["num_load_threads"],
+            num_unload_threads=self._flags["num_unload_threads"],
             early_labels=_early_labels(self._flags),
         )
+        self._config_poller = None
+        if self._flags["model_config_file"] and self._flags["model_config_file_poll_wait_seconds"] > 0:
+            self._config_poller = ConfigPoller(
+                Path(self._flags["model_config_file"]),
+                self._flags["model_config_file_poll_wait_seconds"],
+                self.manager.reload,
+            )
         self._credentials = self._read_file("ssl_config_file", read_credentials)
         self._metrics_path = self._read_file("monitoring_config_file", monitoring.read_path)
         self._grpc = rpc.create_server(
@@ -84,12 +87,16 @@ class ModelServer:
                 rest_socket.close()
             raise UsageError(str(error)) from error
         self._grpc.start()
+        if self._config_poller:
+            self._config_poller.start()
         if rest_socket:
             self._start_rest(rest_socket)
         logger.info("serving gRPC on port %d, REST on port %d", flags["port"], flags["rest_api_port"])
 
     def stop(self) -> None:
         """Takes no new calls, finishes the accepted ones, frees the models. A second stop does nothing."""
+        if self._config_poller:
+            self._config_poller.stop()
         stopped = self._grpc.stop(GRACE_SECONDS)
         if self._rest is not None and self._rest_thread is not None:
             self._rest.should_exit = True
@@ -149,6 +156,24 @@ class ModelServer:
             target=lambda: asyncio.run(serve(sockets=[listening])), name="rest", daemon=True
         )
         self._rest_thread.start()
+
+
+def _loader(flags: dict[str, Any], batcher: Batcher | None, batching: BatchingParameters | None) -> Loader:
+    options = {
+        "session_config": _session_config(flags),
+        "tags": tuple(flags["saved_model_tags"].split(",")),
+        "allow_xla": flags["xla_cpu_compilation_enabled"] or flags["xla_gpu_compilation_enabled"],
+        "check_method_names": flags["enable_signature_method_name_check"],
+        "batcher": batcher,
+        "batching": None if flags["enable_per_model_batching_parameters"] else batching,
+    }
+    # As the real server has it: a number of iterations below 1 is not used, a negative interval does not wait.
+    return Loader(
+        warm_up=max(1, flags["num_request_iterations_for_warmup"]) if flags["enable_model_warmup"] else 0,
+        max_retries=flags["max_num_load_retries"],
+        retry_seconds=max(0.0, flags["load_retry_interval_micros"] / 1e6),
+        options=options,
+    )
 
 
 def _early_labels(flags: dict[str, Any]) -> Literal["never", "new", "any"]:

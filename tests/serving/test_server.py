@@ -21,7 +21,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from serving.client import Client, ServingError
 from serving.model_server import config_protos
 from serving.model_server.errors import StatusError
-from serving.model_server.flags import FLAGS, UsageError
+from serving.model_server.flags import FLAGS, UsageError, read_model_config
 from serving.model_server.loaded import LoadedVersion
 from serving.model_server.model_config import ModelSettings
 from serving.model_server.server import ModelServer, _session_config
@@ -36,6 +36,13 @@ def wait_for(condition, seconds=30.0):
             return True
         time.sleep(0.02)
     return False
+
+
+def states(server, model):
+    try:
+        return [record.state for record in server.manager.status(model)]
+    except StatusError:  # not looked for yet
+        return []
 
 
 def answers(client, model="half"):
@@ -78,6 +85,24 @@ def start_server(exports):
 
     yield start
     for server in started:
+        server.stop()
+
+
+def test_the_configuration_file_is_followed(exports, tmp_path):
+    def entry(name):
+        return f'config {{ name: "{name}" base_path: "{exports / "half"}" model_platform: "tensorflow" }}'
+
+    config = tmp_path / "models.config"
+    config.write_text(f"model_config_list {{ {entry('first')} }}")
+    flags = {"model_config_file": str(config), "model_config_file_poll_wait_seconds": 0.01, "port": 0}
+    server = ModelServer(read_model_config(config), host=HOST, grpc_socket_path=str(tmp_path / "socket"), **flags)
+    server.start()
+    try:
+        assert server.manager.status("first")[0].state == "AVAILABLE"
+        config.write_text(f"model_config_list {{ {entry('second')} }}")
+        assert wait_for(lambda: states(server, "second") == ["AVAILABLE"])
+        assert states(server, "first") == ["END"]
+    finally:
         server.stop()
 
 

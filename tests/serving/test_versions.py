@@ -1,0 +1,49 @@
+import time
+
+from serving.model_server.errors import Code, StatusError
+from serving.model_server.versions import Loader, VersionRecord, find_versions, folder_stamp
+
+
+def test_only_numbers_are_versions(tmp_path):
+    for name in ("1", "0023", "v2", "-3", "4.0", "٣", "99999999999999999999", ".5"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "7").write_text("a file")
+    assert set(find_versions(tmp_path)) == {1, 23}
+
+
+def test_a_folder_is_told_from_the_same_one_changed(tmp_path):
+    (tmp_path / "part").write_text("a")
+    stamp = folder_stamp(tmp_path)
+    assert folder_stamp(tmp_path) == stamp
+    (tmp_path / "part").write_text("ab")
+    assert folder_stamp(tmp_path) != stamp
+    assert folder_stamp(tmp_path / "nix") == ()
+
+
+def test_a_failed_record_is_due_after_its_pause_or_once_its_folder_has_changed(tmp_path):
+    loader, record = Loader(retry_seconds=3600, max_retries=1), VersionRecord(2, tmp_path)
+    assert loader.is_due(record)
+    assert loader.load("m", record) is None
+    assert (record.error.code, record.failures) == (Code.NOT_FOUND, 1)
+    assert not loader.is_due(record)
+    assert 3500 < loader.next_try(record) - time.monotonic() < 3700
+    (tmp_path / "saved_model.pb").write_bytes(b"\x99")
+    assert loader.is_due(record) and record.failures == 0
+    for _ in range(2):
+        loader.load("m", record)
+    assert loader.next_try(record) == float("inf") and not loader.is_due(record)
+
+
+def test_a_failing_warm_up_is_a_version_that_does_not_load(tmp_path, save_half_plus, monkeypatch):
+    from serving.model_server import versions
+
+    def fail(self, iterations):
+        raise StatusError(Code.ABORTED, f"warm-up {iterations}")
+
+    record = VersionRecord(2, save_half_plus(tmp_path / "2", 2.0))
+    monkeypatch.setattr(versions.LoadedVersion, "warm_up", fail)
+    assert Loader(warm_up=3).load("m", record) is None
+    assert (record.error.code, record.error.message) == (Code.ABORTED, "warm-up 3")
+    loaded = Loader(warm_up=0).load("m", record)
+    assert loaded.version == 2
+    loaded.close()
