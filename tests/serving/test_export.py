@@ -81,13 +81,13 @@ def classifier(exported, monkeypatch):
 
 @pytest.fixture(scope="module")
 def clients(tiny_exports, free_port):
-    """A REST and a gRPC client of an embedded server over the six."""
+    """A REST and a gRPC client of an embedded server over the six, and its REST address."""
     port, rest_api_port = free_port(), free_port()
     models = [ModelSettings(name, tiny_exports / name) for name in NAMES]
     server = ModelServer(models, host="127.0.0.1", port=port, rest_api_port=rest_api_port)
     server.start()
     with Client(port=port, transport="grpc") as grpc, Client(rest_api_port=rest_api_port) as rest:
-        yield rest, grpc
+        yield rest, grpc, f"http://127.0.0.1:{rest_api_port}"
     server.stop()
 
 
@@ -117,7 +117,7 @@ def cut(value, like):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_served_equals_live_over_rest_and_grpc_alone_and_in_a_batch(name, live, clients):
-    rest, grpc = clients
+    rest, grpc, _ = clients
     for key, signature in SIGNATURES[live[name].kind].items():
         if signature.function == "examples":
             continue  # bytes of protobufs; test_classify_examples asks it
@@ -147,7 +147,7 @@ def same(what, expected, told):
 
 
 def test_classify_examples_are_answered_as_their_text(clients):
-    _, grpc = clients
+    _, grpc, _ = clients
     feature = {"text": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"the old cook"]))}
     example = tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
     told = grpc.predict("classifier", [example], "examples")
@@ -158,7 +158,7 @@ def test_classify_examples_are_answered_as_their_text(clients):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hostile_text_gets_an_answer_and_the_server_goes_on(name, clients):
-    rest, grpc = clients
+    rest, grpc, _ = clients
     hostile = [b"\xff\xfe", b"\x00 cook", "\U0001f600 \u202e".encode(), b"a" * 1_000_000, b"the cook " * 111_111]
     (over_grpc,) = grpc.predict(name, hostile).values()
     (over_rest,) = rest.predict(name, hostile).values()
@@ -167,8 +167,8 @@ def test_hostile_text_gets_an_answer_and_the_server_goes_on(name, clients):
 
 
 def test_the_plain_forms_of_the_contract_answer(clients):
-    rest, _ = clients
-    url = f"{rest._transport._http.base_url}/v1/models/transformer:predict"
+    rest, _, address = clients
+    url = f"{address}/v1/models/transformer:predict"
     row = httpx.post(url, json={"instances": ["the old cook"]}, trust_env=False).json()
     column = httpx.post(url, json={"inputs": ["the old cook"]}, trust_env=False).json()
     assert list(row) == ["predictions"] and list(column) == ["outputs"]
