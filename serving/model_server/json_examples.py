@@ -27,7 +27,7 @@ def decode_request(request: Mapping[str, Any]) -> np.ndarray:
     listed = request.get("examples")
     if not isinstance(listed, list):
         got = "none" if "examples" not in request else json_tensors.kind_of(listed)
-        raise invalid(f"A classify or regress request needs a list 'examples', got {got}.")
+        raise invalid(f"A classify or regress request needs 'examples', a list/array, got {got}.")
     if not listed:
         raise invalid("'examples' value is an empty array: it needs at least one example.")
     made = [_example(item, f"element {row} of 'examples'") for row, item in enumerate(listed)]
@@ -36,7 +36,7 @@ def decode_request(request: Mapping[str, Any]) -> np.ndarray:
 
 def _example(value: Any, what: str) -> example_pb2.Example:
     if not isinstance(value, dict):
-        raise invalid(f"An example must be a JSON object, {what} is {json_tensors.kind_of(value)}.")
+        raise invalid(f"Example must be JSON object, {what} is {json_tensors.kind_of(value)}.")
     example = example_pb2.Example()
     for name, content in value.items():
         feature = example.features.feature[_text(name)]

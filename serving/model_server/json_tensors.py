@@ -46,7 +46,7 @@ def parse_body(body: bytes) -> dict[str, Any]:
         try:
             value = _parse_slowly(body)
         except (ValueError, RecursionError):
-            raise invalid(f"JSON Parse error: {strict_error}") from None
+            raise invalid(f"JSON Parse error: Invalid value or structure: {strict_error}") from None
     if not isinstance(value, dict):
         raise invalid(f"JSON Parse error: the request Is not object, got {kind_of(value)}.")
     return value
@@ -86,7 +86,9 @@ def decode_request(request: Mapping[str, Any], signature: Signature) -> tuple[di
     if not signature.inputs:
         raise invalid(f"Failed to get input map for signature: {signature.name}, which has no inputs.")
     if "instances" in request and "inputs" in request:
-        raise invalid("A predict request needs only one of 'inputs' or 'instances' keys to exist, got both.")
+        raise invalid(
+            "Not formatted correctly: a predict request has only one of the keys 'inputs' and 'instances', got both."
+        )
     if "instances" in request:
         return _decode_rows(request["instances"], signature), True
     if "inputs" in request:
@@ -232,7 +234,7 @@ def _floats(name: str, leaves: list, dtype: np.dtype, has_whole: bool) -> np.nda
 def _refuse(name: str, leaves: list, dtype: np.dtype, allowed: set[type]) -> None:
     leaf = next(leaf for leaf in leaves if type(leaf) not in allowed)
     raise invalid(
-        f"Input {name!r}: JSON value {short(leaf)}, {kind_of(leaf)}, is not of expected type: {type_name(dtype)}"
+        f"Input {name!r}: JSON Value: {short(leaf)} Type: {kind_of(leaf)} is not of expected type: {type_name(dtype)}"
     )
 
 
@@ -250,14 +252,15 @@ def to_bytes(name: str, leaf: Any) -> bytes:
     except (binascii.Error, ValueError):
         raise invalid(f"Input {name!r}: Unable to base64 decode {short(leaf)}") from None
     if isinstance(leaf, dict):
-        raise invalid(f"Input {name!r}: {short(leaf)} is an object not formatted correctly for base64 data")
-    raise invalid(f"Input {name!r}: JSON value {short(leaf)}, {kind_of(leaf)}, is not of expected type: string")
+        raise invalid(f"Input {name!r}: {short(leaf)} is an Object not formatted correctly for base64 data")
+    raise invalid(f"Input {name!r}: JSON Value: {short(leaf)} Type: {kind_of(leaf)} is not of expected type: string")
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, for a message."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+    """What a JSON value is, as TensorFlow Serving calls it in messages."""
+    if isinstance(value, bool):
+        return str(value)
+    return {dict: "Object", list: "Array", str: "String", type(None): "Null"}.get(type(value), "Number")
 
 
 def short(value: Any) -> str:

@@ -79,11 +79,17 @@ def save_typed() -> Callable[[Path], Path]:
         tf.float16,
         tf.bfloat16,
         tf.int8,
+        tf.int16,
         tf.int32,
         tf.int64,
         tf.uint8,
+        tf.uint16,
+        tf.uint32,
         tf.uint64,
         tf.bool,
+        tf.complex64,
+        tf.complex128,
+        tf.string,
     ]
 
     def spin(rounds):

@@ -119,7 +119,7 @@ def test_a_bytes_object_stands_for_itself_wherever_a_string_may():
     assert json_tensors.decode_request(body, signature(x="string"))[0]["x"].tolist() == [b"a", b"\xff\x00"]
     body = {"inputs": {"b64": "/wA="}}
     assert json_tensors.decode_request(body, signature(x="string"))[0]["x"].item() == b"\xff\x00"
-    with pytest.raises(StatusError, match="is an object"):
+    with pytest.raises(StatusError, match="is an Object"):
         json_tensors.decode_tensor("x", [{"b64": "/wA=", "more": 1}], spec("string"))
 
 

@@ -20,6 +20,8 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from serving.model_server import tensors
+
 
 @pytest.fixture(scope="module")
 def prediction(channel):
@@ -74,13 +76,20 @@ def test_typed_fields_and_tensor_content_are_read_alike(prediction):
     assert ask(repeated) == [4.0] * 5
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float32", "float64", "float16", "bfloat16", "int8", "int32", "int64", "uint8", "uint64", "bool"]
-)
-def test_every_dtype_goes_in_and_comes_out(prediction, dtype):
+DTYPES = "float32 float64 float16 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool complex64 complex128"
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES.split(), "string"])
+@pytest.mark.parametrize("as_content", [False, True])
+def test_every_dtype_goes_in_either_way_and_comes_out(prediction, dtype, as_content):
     values = np.array([[0, 1, 3], [5, 7, 11]]).astype(tf.as_dtype(dtype).as_numpy_dtype)
-    response = prediction.Predict(make_request("typed", {"value": values}, dtype), timeout=30)
+    if dtype == "string":
+        values = np.array([[b"a", b""], [b"\xff\x00", b"bc"]], object)
+    proto = tensors.to_proto(values, as_content)
+    assert bool(proto.tensor_content) == as_content
+    response = prediction.Predict(make_request("typed", {"value": proto}, dtype), timeout=30)
     answer = tf.make_ndarray(response.outputs["value"])
+    assert not response.outputs["value"].tensor_content
     assert answer.dtype == values.dtype
     np.testing.assert_array_equal(answer, values)
 
