@@ -39,8 +39,7 @@ def encode_response(outputs: Mapping[str, np.ndarray], row_form: bool) -> bytes:
     count = _rows_of(outputs)
     if len(outputs) == 1:
         return b'{"predictions":' + _text(*next(iter(outputs.items()))) + b"}"
-    rows = (_columns({name: array[row] for name, array in outputs.items()}) for row in range(count))
-    return b'{"predictions":[' + b",".join(rows) + b"]}"
+    return b'{"predictions":' + _rows(outputs, count) + b"}"
 
 
 def encode_classes(rows: Iterable[tuple[list[bytes], list]]) -> bytes:
@@ -67,6 +66,18 @@ def _rows_of(outputs: Mapping[str, np.ndarray]) -> int:
     return next(iter(sizes.values())) or 0
 
 
+def _rows(outputs: Mapping[str, np.ndarray], count: int) -> bytes:
+    columns = [list(_leaves(name, array) if array.dtype.kind == "O" else array) for name, array in outputs.items()]
+    try:
+        body = orjson.dumps([dict(zip(outputs, row)) for row in zip(*columns)], option=orjson.OPT_SERIALIZE_NUMPY)
+        if b"null" not in body:
+            return body
+    except TypeError:  # text that is not UTF-8
+        pass
+    rows = (_columns({name: array[row] for name, array in outputs.items()}) for row in range(count))
+    return b"[" + b",".join(rows) + b"]"
+
+
 def _columns(outputs: Mapping[str, Any]) -> bytes:
     if len(outputs) == 1:
         return _text(*next(iter(outputs.items())))
@@ -90,17 +101,22 @@ def _text(name: str, array: Any) -> bytes:
 
 
 def _string_text(name: str, array: np.ndarray) -> bytes:
-    flat = array.reshape(-1)
+    nested = _leaves(name, array)
+    try:
+        return orjson.dumps(nested)
+    except TypeError:
+        return json.dumps(nested, ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
+def _leaves(name: str, array: np.ndarray) -> Any:
+    """Strings as nested lists of text, or of {"b64": ...} by their name."""
+    flat = array.reshape(-1).tolist()
     leaves: list
     if name.endswith("_bytes"):
         leaves = [{"b64": base64.b64encode(item).decode("ascii")} for item in flat]
     else:
         leaves = [item.decode("utf-8", "surrogateescape") for item in flat]
-    nested = _nest(leaves, array.shape)
-    try:
-        return orjson.dumps(nested)
-    except TypeError:
-        return json.dumps(nested, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    return _nest(leaves, array.shape)
 
 
 def _nest(leaves: list, shape: tuple[int, ...]) -> Any:
