@@ -243,6 +243,7 @@ def make_server(config: GatewayConfig) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        ws="none",  # an upgrade is ignored, and the request answered as any other
         # Connections, idle ones too; requests at work have their own, lower limit.
         limit_concurrency=max(1024, 4 * config.max_concurrent),
         timeout_graceful_shutdown=int(config.timeout_seconds) + 1,

@@ -6,6 +6,7 @@ The stubs' messages bring TensorFlow along, so this module is imported when the 
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any, NoReturn
 
 import grpc
@@ -46,6 +47,7 @@ class GrpcWire:
                 with open(address.tls, "rb") as file:
                     roots = file.read()
             self._credentials = grpc.ssl_channel_credentials(roots)
+        self._lock = threading.Lock()
         self._channel: Any = None
         self._async_channel: Any = None
 
@@ -75,8 +77,9 @@ class GrpcWire:
         return {name: read(tf.make_ndarray(proto)) for name, proto in response.outputs.items()}
 
     def send(self, call: Call, timeout: float) -> Any:
-        if self._channel is None:
-            self._channel = self._open(grpc)
+        with self._lock:  # threads share a client
+            if self._channel is None:
+                self._channel = self._open(grpc)
         try:
             reply = self._channel.unary_unary(call.target)(call.body, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:

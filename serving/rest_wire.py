@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ class RestWire:
             "verify": verify,
             "trust_env": False,
         }
+        self._lock = threading.Lock()
         self._http: httpx.Client | None = None
         self._async_http: httpx.AsyncClient | None = None
 
@@ -81,8 +83,9 @@ class RestWire:
         return found
 
     def send(self, call: Call, timeout: float) -> Any:
-        if self._http is None:
-            self._http = httpx.Client(**self._settings)
+        with self._lock:  # threads share a client
+            if self._http is None:
+                self._http = httpx.Client(**self._settings)
         until = time.monotonic() + timeout
         request = self._http.build_request(call.method, call.target, content=call.body or None, timeout=timeout)
         with self._translated(timeout):

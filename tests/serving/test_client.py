@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 
@@ -251,6 +252,21 @@ def test_both_clients_have_the_same_methods_and_arguments():
     assert sorted(public) == ["metadata", "predict", "status"]
     for name in ("__init__", *public):
         assert inspect.signature(getattr(Client, name)) == inspect.signature(getattr(AsyncClient, name))
+
+
+def test_threads_share_one_pool_of_connections(server, monkeypatch):
+    made, kind = [], httpx.Client
+
+    def slowly(**named):
+        made.append(kind(**named))
+        time.sleep(0.02)  # long enough for the other threads to come by
+        return made[-1]
+
+    monkeypatch.setattr(httpx, "Client", slowly)
+    with Client(HOST, rest_api_port=server.rest_api_port) as client, ThreadPoolExecutor(7) as pool:
+        answers = list(pool.map(lambda n: client.predict("half", [float(n)])["y"], range(23)))
+    assert answers == [[n / 2 + 2] for n in range(23)]
+    assert len(made) == 1
 
 
 # ---- Deadlines and repeats -----------------------------------------------------------------------------------------

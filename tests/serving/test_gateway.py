@@ -149,6 +149,7 @@ HOSTILE = [
     "/v1/models/half/../text:predict",
     "/v1/models/%2Fetc%2Fpasswd:predict",
     "/v1/models/half%00:predict",
+    "/v1/models/%ff%fe:predict",
     "/v1/models/half/labels/..:predict",
     "/v1/models/half/labels/%2e%2e%2fmetadata",
     "/v1/models/half/versions/-1:predict",
@@ -299,6 +300,8 @@ def test_hostile_bytes_harm_nobody(gateway, http):
     head = f"POST /v1/models/half:predict HTTP/1.1\r\nHost: a\r\nX-API-Key: {KEY}\r\n".encode()
     thrown = [
         b"\x16\x03\x01\x00\xa5",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
         b"GET /\xff\xfe HTTP/1.1\r\n\r\n",
         b"GET " + b"/a" * 50_000,
         b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000,
