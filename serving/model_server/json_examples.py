@@ -65,6 +65,7 @@ def _kind_and_value(name: str, value: Any) -> tuple[str, Any]:
             raise invalid(f"Feature: {name} has uint64 element. Only int64 is supported: {value}")
         return "int64_list", value
     if isinstance(value, int | float):
+        json_tensors.check_double(name, value)
         if _FLOAT_MAX < abs(value) < float("inf"):
             raise invalid(
                 f"Feature: {name}: cannot convert {json_tensors.short(value)} to float without loss of precision."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Mapping
 from itertools import chain
@@ -28,6 +29,8 @@ _INTEGERS: dict[np.dtype, Any] = {
 # Up to here every whole number has its own float; beyond, a whole number is refused rather than rounded.
 _WHOLE = {np.dtype(np.float32): 2**24 - 1, np.dtype(np.float64): 2**53 - 1}
 _KEYS = (b'"instances"', b'"inputs"', b'"signature_name"', b'"examples"', b'"context"')
+# The very objects that a written infinity becomes: any other infinite number is one too large for a double.
+_CONSTANTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _LENIENT = re.compile(r'"(?:[^"\\]|\\.)*"|\bInf\b|-NaN\b', re.DOTALL)
 
 
@@ -55,10 +58,11 @@ def parse_body(body: bytes) -> dict[str, Any]:
 
 def _parse_slowly(body: bytes) -> Any:
     text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    options: dict[str, Any] = {"object_pairs_hook": _first_of_each, "parse_constant": _CONSTANTS.__getitem__}
     try:
-        return json.loads(text, object_pairs_hook=_first_of_each)
+        return json.loads(text, **options)
     except ValueError:  # Python knows NaN and Infinity, but not their short and signed forms
-        return json.loads(_LENIENT.sub(_spelled_out, text), object_pairs_hook=_first_of_each)
+        return json.loads(_LENIENT.sub(_spelled_out, text), **options)
 
 
 def _first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -230,13 +234,22 @@ def _floats(name: str, leaves: list, dtype: np.dtype, has_whole: bool) -> np.nda
         limit = _WHOLE[dtype]
         suspects = [leaf for leaf in leaves if type(leaf) is int and limit < abs(leaf) and -(2**63) <= leaf < 2**64]
     if not suspects and np.isinf(array).any():
-        suspects = [leaf for leaf, number in zip(leaves, array) if np.isinf(number) and not np.isinf(float(leaf))]
+        infinite = [leaf for leaf, number in zip(leaves, array) if np.isinf(number)]
+        for leaf in infinite:
+            check_double(name, leaf)
+        suspects = [leaf for leaf in infinite if not np.isinf(float(leaf))]
     if suspects:
         raise invalid(
             f"Input {name!r}: Cannot convert JSON value: {short(suspects[0])} to {type_name(dtype)} "
             "without loss of precision."
         )
     return array
+
+
+def check_double(name: str, number: float) -> None:
+    """Raises StatusError INVALID_ARGUMENT for a number that is infinite without having been written so."""
+    if np.isinf(float(number)) and not any(number is constant for constant in _CONSTANTS.values()):
+        raise invalid(f"JSON Parse error: Number too big to be stored in double, in {name!r}.")
 
 
 def _refuse(name: str, leaves: list, dtype: np.dtype, allowed: set[type]) -> None:

@@ -55,10 +55,7 @@ class RestApp:
             body = await _read(receive)
             if body is None:  # the caller has gone
                 return
-            if self.has_cors and scope["method"] == "OPTIONS":
-                status, content = 200, _preflight(headers)
-            else:
-                status, content = 200, await self._work(scope, headers, body)
+            status, content = 200, await self._work(scope, headers, body)
         except StatusError as refused:
             scope["code"] = refused.code  # for whoever counts: several codes share an HTTP status
             status, content = refused.http_status, _error_body(refused)
@@ -72,6 +69,8 @@ class RestApp:
         path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
         if path[:4].lower() != "/v1/":
             raise StatusError(Code.NOT_FOUND, f"Not found: {path}. Paths begin with /v1/models/.")
+        if self.has_cors and scope["method"] == "OPTIONS":
+            return _preflight(headers)
         target = f"{path}?{query}" if query else path  # a query belongs to no path there is
         is_gzip = b"gzip" in headers.get(b"content-encoding", b"")
         arguments = (self.manager, scope["method"], target, body, is_gzip)

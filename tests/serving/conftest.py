@@ -154,7 +154,7 @@ def save_examples() -> Callable[[Path], Path]:
             "regress_wide": ("regress", names, {"outputs": y * [[1, 2]]}),
             "regress_named_wrong": ("regress", names, {"scores": y}),
             "regress_double": ("regress", names, {"outputs": tf.cast(y, tf.float64)}),
-            "regress_other_input": ("regress", {"inputs": x}, {"outputs": x + 1.0}),
+            "regress_other_input": ("regress", {"inputs": x}, {"outputs": tf.add(x, 1.0, "more")}),
             "with_default": ("predict", {"x": x, "scale": scale}, {"y": x * scale}),
         }
 

@@ -61,6 +61,7 @@ def test_the_contexts_features_are_in_every_example_that_lacks_them():
         (b'{"examples": [{"x": [1, 2.5]}]}', "feature: x expecting type: int64, got 2.5"),
         (b'{"examples": [{"x": ["a", 1]}]}', "expecting type: bytes"),
         (b'{"examples": [{"x": 9223372036854775808}]}', "Only int64 is supported"),
+        (b'{"examples": [{"x": 1e400}]}', "too big to be stored in double"),
         (b'{"examples": [{"x": 1e39}]}', "without loss of precision"),
         (b'{"examples": [{"caf\xe9": 1}]}', "name is UTF-8"),
     ],

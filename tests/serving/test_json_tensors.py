@@ -151,6 +151,15 @@ def test_of_a_key_given_twice_the_first_counts():
     assert body == {"inputs": [1], "signature_name": "a"}
 
 
+@pytest.mark.parametrize("number", [b"1e400", b"-1e400", b"1" + b"0" * 400])
+@pytest.mark.parametrize("beside", [b"0.5", b"Infinity"])
+def test_a_number_beyond_a_double_is_not_taken_for_infinity(number, beside):
+    body = json_tensors.parse_body(b'{"inputs": [' + beside + b", " + number + b"]}")
+    for dtype in ("float32", "float64"):
+        with pytest.raises(StatusError, match="too big to be stored in double"):
+            json_tensors.decode_tensor("x", body["inputs"], spec(dtype))
+
+
 def test_short_names_of_infinity_and_a_byte_order_mark_are_read_but_not_inside_a_text():
     body = json_tensors.parse_body(b'\xef\xbb\xbf{"inputs": [Inf, -Inf, -NaN, "Inf \\" -NaN"]}')["inputs"]
     assert body[:2] == [math.inf, -math.inf]

@@ -262,6 +262,16 @@ def test_metadata_holds_the_signatures(rest):
     assert join["inputs"]["first"]["dtype"] == "DT_STRING"
     assert join["inputs"]["first"]["tensor_shape"] == {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
     assert ask(rest, "text/versions/7/metadata", b"", "GET")[0] == 404
+    answer = ask(rest, "examples/metadata", b"", "GET")[1]
+    signatures = answer["metadata"]["signature_def"]["signature_def"]
+    shape = {"dim": [], "unknown_rank": True}
+    assert signatures["regress_other_input"] == {
+        "inputs": {"inputs": {"name": "x:0", "dtype": "DT_FLOAT", "tensor_shape": shape}},
+        "outputs": {"outputs": {"name": "more:0", "dtype": "DT_FLOAT", "tensor_shape": shape}},
+        "method_name": "tensorflow/serving/regress",
+        "defaults": {},
+    }
+    assert signatures["with_default"]["defaults"].keys() == {"scale"}
 
 
 def test_a_mixed_batch_answers_as_its_rows_do_alone(rest):
