@@ -5,7 +5,7 @@ PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 RUN := .venv/bin/python
 
-.PHONY: demo test parity benchmarks fixtures lint lock clean
+.PHONY: demo test parity benchmarks soak fixtures lint lock clean
 .DEFAULT_GOAL := test
 
 demo: .venv/installed
@@ -34,6 +34,10 @@ benchmarks: .venv/benchmarks
 	$(RUN) -m benchmarks.generation
 	$(RUN) -m benchmarks.generation --best
 	$(RUN) -m benchmarks.plot
+
+# The embedded server for some five minutes: versions dropped in under load, ever new words, swaps of large weights.
+soak: .venv/installed
+	$(RUN) -m benchmarks.soak --seconds $(or $(SECONDS),120) --words $(or $(WORDS),200000)
 
 .venv/benchmarks: .venv/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[benchmarks]'
