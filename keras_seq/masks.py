@@ -43,6 +43,19 @@ def not_later(places_bt):
     return ops.expand_dims(places_bt, 2) >= ops.expand_dims(places_bt, 1)
 
 
+def same_segment(segment_ids_bt):
+    """Only positions of the same segment may be seen: several texts in a row, none of which sees another.
+
+    Args:
+        segment_ids_bt: (b, t) int32.
+
+    Returns:
+        (b, t, t) bool.
+    """
+    # Not `==`: of Keras' symbolic tensors that says whether they are the same object.
+    return ops.equal(ops.expand_dims(segment_ids_bt, 2), ops.expand_dims(segment_ids_bt, 1))
+
+
 def up_to(position_b, length):
     """One asking position a row: `not_later` for step by step decoding with a cache of `length` places.
 

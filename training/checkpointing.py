@@ -60,7 +60,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.feed: Feed | None = None
         self.step = self.epochs = 0
         self.tokens = (0, 0)
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, float]] = []  # of history.csv
         self._measures: list[np.ndarray] = []
 
     def seconds(self) -> float:
@@ -117,12 +117,21 @@ class Checkpoints(keras.callbacks.Callback):
             print(*row.values(), sep=",", file=history)
         self.rows.append(row)
         self.epochs = epoch + 1
-        best = min(self.rows, key=lambda one: one.get("val_loss", np.inf))["epoch"]
-        patience = self.recipe.early_stopping
-        if patience is not None and best == epoch:
+        if self.recipe.early_stopping is not None and self._epochs_since_the_best() == 0:
             self.write_averaged(self.folder / BEST)
         self.save()
-        self.model.stop_training = self.step >= self.recipe.steps or (patience is not None and epoch - best >= patience)
+        self.model.stop_training = self.done
+
+    def _epochs_since_the_best(self) -> int:
+        best = min(self.rows, key=lambda row: row["val_loss"])  # the first of equals
+        return self.epochs - 1 - int(best["epoch"])
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are trained, or the run has stopped early."""
+        patience = self.recipe.early_stopping
+        early = patience is not None and bool(self.rows) and self._epochs_since_the_best() >= patience
+        return self.step >= self.recipe.steps or early
 
     def rate(self) -> float:
         """The learning rate of the last update."""
@@ -165,7 +174,10 @@ class Checkpoints(keras.callbacks.Callback):
             self.averages.on_test_end()
 
     def take_final_weights(self) -> None:
-        """After the last step: the best weights of a run that may stop early, or the mean of the last checkpoints."""
+        """After the last step: the best weights of a run that may stop early, the moving average, or the mean of the
+        last checkpoints."""
+        if self.recipe.ema_momentum is not None:  # fit has done so, unless it was interrupted behind the last step
+            self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
         if self.recipe.early_stopping is not None:
             self.model.load_weights(self.folder / BEST)
         elif self.recipe.average_checkpoints > 1:

@@ -18,7 +18,7 @@ ARCHITECTURES = {
     "transformer": "pairs",
     "bert": "documents",
     "bert-classify": "labelled",
-    "gpt": "lines or text",
+    "gpt": "lines, documents or text",
 }
 TOKENIZERS = ("wordpiece", "bpe", "char", "word")
 DECAYS = ("constant", "linear", "cosine", "inverse_square_root")
@@ -46,6 +46,8 @@ class Recipe:
         steps_per_epoch: steps between two validations and checkpoints.
         tokens_per_batch: places in a batch, padding included.
         bucket_width: lengths that share a batch.
+        pack_documents: of a GPT: rows of several lines or documents, none of which sees another.
+        whole_words: of a BERT: hide all tokens of a word or none.
         learning_rate: the peak.
         warmup_steps: steps to the peak.
         decay: what comes after: "constant", "linear", "cosine", "inverse_square_root".
@@ -80,6 +82,8 @@ class Recipe:
     steps_per_epoch: int = 200
     tokens_per_batch: int = 2048
     bucket_width: int = 4
+    pack_documents: bool = False
+    whole_words: bool = False
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     decay: str = "cosine"
@@ -119,6 +123,13 @@ class Recipe:
         for name in ("label_smoothing", "ema_momentum"):
             if not (getattr(self, name) or 0.0) < 1:
                 raise RecipeError(f"A recipe needs {name} < 1, got {name}={getattr(self, name)!r}.")
+        for name, architecture in (("pack_documents", "gpt"), ("whole_words", "bert")):
+            if getattr(self, name) and self.architecture != architecture:
+                raise RecipeError(
+                    f"A recipe needs architecture={architecture!r} for {name}, got {self.architecture!r}."
+                )
+        if self.pack_documents and kind == "text":
+            raise RecipeError(f"pack_documents needs lines or documents, got corpus={self.corpus!r}, one running text.")
         self._check_weights_saved()
 
     def _check_weights_saved(self) -> None:

@@ -121,17 +121,27 @@ def dataset(recipe: Recipe, examples: Any, run: Run, seed: int | None, start_ste
         batch = max(1, size // length)
         windows = pipelines.packed_text(examples, run.tokenizer, length, batch, seed, start_step)
         return windows if seed is not None else pipelines.counted(windows)
+    if kind == "documents" and recipe.architecture == "gpt":
+        examples, kind = whole_documents(examples), "lines"
+    bounds = (length, size, width, seed, start_step)
     if kind == "pairs":
-        batches = pipelines.translation_pairs(examples, run.tokenizer, run.target_tokenizer, length, size, width, seed)
+        batches = pipelines.translation_pairs(examples, run.tokenizer, run.target_tokenizer, *bounds)
+    elif kind == "lines" and recipe.pack_documents:
+        batches = pipelines.packed_documents(examples, run.tokenizer, length, size, seed, start_step)
     elif kind == "lines":
-        batches = pipelines.text_lines(examples, run.tokenizer, length, size, width, seed)
+        batches = pipelines.text_lines(examples, run.tokenizer, *bounds)
     elif kind == "documents":
         count = sum(len(document) for document in examples)
         pairs = pipelines.next_sentence_pairs(examples, count, recipe.seed)
-        batches = pipelines.masked_pairs(pairs, run.tokenizer, length, size, width, seed)
+        batches = pipelines.masked_pairs(pairs, run.tokenizer, *bounds, whole_words=recipe.whole_words)
     else:
-        batches = pipelines.labelled_text(examples, run.labels or [], run.tokenizer, length, size, width, seed)
-    return batches.skip(start_step) if seed is not None else pipelines.counted(batches)
+        batches = pipelines.labelled_text(examples, run.labels or [], run.tokenizer, *bounds)
+    return batches if seed is not None else pipelines.counted(batches)
+
+
+def whole_documents(documents: Any) -> list[str]:
+    """What a language model reads of a document: its lines as one text."""
+    return ["\n".join(lines) for lines in documents]
 
 
 def compile_model(recipe: Recipe, model: keras.Model) -> None:
@@ -192,11 +202,13 @@ def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = 
     tokenizers, labels = _tokenizers(folder), _labels(folder)
     model = build_model(recipe, *tokenizers, labels)
     run = Run(folder, recipe, model, *tokenizers, labels)
-    compile_model(recipe, model)
+    trained = model.packed_model if recipe.pack_documents else model
+    compile_model(recipe, trained)
     kept = Checkpoints(recipe, folder, started)
-    kept.restore(model)
-    if kept.step < recipe.steps:
-        _train(run, kept, examples, validation, progress, tensorboard)
+    kept.set_model(trained)
+    kept.restore(trained)
+    if not kept.done:
+        _train(run, trained, kept, examples, validation, progress, tensorboard)
     kept.take_final_weights()
     write_json(folder / "metrics.json", _measures(kept, model))
     write_beside(folder / "model.keras", model.save)
@@ -209,7 +221,9 @@ def _set_seeds(recipe: Recipe) -> None:
         tf.config.experimental.enable_op_determinism()  # a CPU's operations give the same again as they are
 
 
-def _train(run: Run, kept: Checkpoints, examples: Any, validation: Any, progress: bool, tensorboard: bool) -> None:
+def _train(
+    run: Run, model: keras.Model, kept: Checkpoints, examples: Any, validation: Any, progress: bool, tensorboard: bool
+) -> None:
     """The steps that are left, in the epochs that are left, the first of them perhaps from its middle."""
     recipe = run.recipe
     feed = kept.feed = Feed(dataset(recipe, examples, run, recipe.seed, kept.step), kept.step, kept.tokens)
@@ -223,9 +237,9 @@ def _train(run: Run, kept: Checkpoints, examples: Any, validation: Any, progress
         callbacks.append(keras.callbacks.TensorBoard(run.folder / "tensorboard", write_graph=False))
     held_out = dataset(recipe, validation, run, None)
     if kept.step:
-        run.model.evaluate(held_out.take(1), verbose=0)  # makes the measures, or the epoch's could not be put back
+        model.evaluate(held_out.take(1), verbose=0)  # makes the measures, or the epoch's could not be put back
     try:
-        run.model.fit(
+        model.fit(
             feed.dataset(),
             validation_data=held_out,
             epochs=-(-recipe.steps // recipe.steps_per_epoch),

@@ -126,6 +126,16 @@ class GPT(GenerativeModel):
         """The same graph up to the hidden states (b, t, d)."""
         return keras.Model(self.input, self._views[0], name=f"{self.name}_backbone")
 
+    @property
+    def packed_model(self):
+        """The same layers for rows of several texts, none of which sees another; positions begin anew in each.
+
+        One more input: segment_ids (b, t) int32, another number for each text of a row. To train; saved is the model.
+        """
+        inputs = token_inputs("token_ids", "padding_mask", "segment_ids")
+        hidden, _, _ = self._forward(inputs)
+        return keras.Model(inputs, self.token_embedding(hidden, reverse=True), name=f"{self.name}_packed")
+
     def with_vocabulary_size(self, vocabulary_size):
         """A copy with room for other tokens, such as the three of fine-tuning (Radford et al. 2018, section 3.3).
 
@@ -152,7 +162,11 @@ class GPT(GenerativeModel):
     def _forward(self, inputs):
         """All positions at once: hidden states, the last block's weights, and each block's keys and values."""
         positions = masks.places(inputs["token_ids"])
-        allowed = masks.not_later(positions) & masks.real(inputs["padding_mask"])
+        allowed = masks.not_later(positions)
+        if "segment_ids" in inputs:
+            allowed = allowed & masks.same_segment(inputs["segment_ids"])
+            positions = ops.sum(ops.cast(allowed, "int32"), axis=2) - 1  # as many as went before in the segment
+        allowed = allowed & masks.real(inputs["padding_mask"])
         x = self._embed(inputs["token_ids"], positions)
         caches = []
         for block in self.blocks:

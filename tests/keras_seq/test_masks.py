@@ -35,3 +35,8 @@ def test_last_real_is_one_position_and_none_in_a_row_without_text():
         last = ops.convert_to_numpy(masks.last_real(mask))
         expected = [[0, 0, 0, 0, 1], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
         np.testing.assert_array_equal(last[:, 0], np.array(expected, bool))
+
+
+def test_only_the_same_segment_may_be_seen():
+    seen = np.array(masks.same_segment(ops.convert_to_tensor([[1, 1, 2, 0]])))[0]
+    assert seen.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]

@@ -74,7 +74,7 @@ def test_a_recipe_is_fit_and_evaluated_end_to_end(tmp_path, capsys):
         (["fit", "demo-gpt", "--set", "steps=many", "--out", "OUT"], "steps of type int, a number, got steps='many'."),
         (
             ["fit", "demo-gpt", "--set", "corpus=multi30k", "--out", "OUT"],
-            "gpt reads lines or text, got corpus='multi30k'",
+            "gpt reads lines, documents or text, got corpus='multi30k'",
         ),
         (
             ["fit", "demo-bert-classify", "--set", "start_from=OUT/absent", "--out", "OUT"],

@@ -94,7 +94,7 @@ def test_a_setting_that_is_no_yaml_is_refused():
         (lambda: PLAIN.replace(dtype="float8"), "got dtype='float8'"),
         (
             lambda: PLAIN.replace(corpus="grammar-pairs"),
-            "gpt reads lines or text, got corpus='grammar-pairs', which holds pairs.",
+            "gpt reads lines, documents or text, got corpus='grammar-pairs', which holds pairs.",
         ),
         (lambda: PLAIN.replace(steps=0), "A recipe needs steps > 0, got steps=0."),
         (lambda: PLAIN.replace(train_examples=0), "A recipe needs train_examples > 0, got train_examples=0."),
@@ -111,6 +111,17 @@ def test_a_setting_that_is_no_yaml_is_refused():
         (lambda: PLAIN.replace(start_from=3), "got start_from=3."),
         (lambda: PLAIN.replace(model=3), "got model=3."),
         (lambda: PLAIN.replace(**{"model": 3, "model.num_heads": 5}), "got model=3."),
+        (
+            lambda: PLAIN.replace(average_checkpoints=3, ema_momentum=0.9),
+            "A recipe needs average_checkpoints=1 beside early_stopping or ema_momentum, got average_checkpoints=3.",
+        ),
+        (lambda: PLAIN.replace(ema_momentum=1.0), "A recipe needs ema_momentum < 1, got ema_momentum=1.0."),
+        (lambda: PLAIN.replace(checkpoint_step=3), "did you mean 'checkpoint_steps'?"),
+        (lambda: PLAIN.replace(whole_words=True), "A recipe needs architecture='bert' for whole_words, got 'gpt'."),
+        (
+            lambda: PLAIN.replace(pack_documents=True, corpus="tinyshakespeare"),
+            "pack_documents needs lines or documents, got corpus='tinyshakespeare', one running text.",
+        ),
         (lambda: Recipe.from_dict([]), "A recipe needs keys and values, got list."),
         (lambda: Recipe.from_dict({"corpus": "multi30k"}), "A recipe needs the key 'architecture', got ['corpus']."),
         (lambda: Recipe.from_dict({"architecture": "gpt", "steps ": 3}), "Unknown recipe key 'steps '; did you mean"),
