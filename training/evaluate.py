@@ -11,7 +11,8 @@ import numpy as np
 
 from training import grammar
 from training.corpora import CORPORA
-from training.run import Run, load_run, write_json
+from training.files import write_json
+from training.run import Run, load_run, whole_documents
 
 BATCH = 100  # texts asked at once
 SHORT, LONG = 7, 12  # words of a short (at most) and of a long (at least) sentence
@@ -213,6 +214,8 @@ def evaluate_run(run: Run, split: str = "test", served: Endpoint | None = None) 
     answers: Answers = served or InProcess(run)
     kind = CORPORA[run.recipe.corpus].kind
     builtin = run.recipe.corpus.startswith("grammar")
+    if kind == "documents" and run.recipe.architecture == "gpt":
+        examples, kind, builtin = whole_documents(examples), "lines", False  # the grammar knows sentences
     if kind == "pairs":
         values = _translation(examples, answers.translate([source for source, _ in examples]))
     elif kind == "labelled":
@@ -220,7 +223,7 @@ def evaluate_run(run: Run, split: str = "test", served: Endpoint | None = None) 
         right = [label == answer for (_, label), answer in zip(examples, given)]
         values = {"accuracy": float(np.mean(right)), "examples": len(right)}
     elif kind == "lines":
-        values = _language_model(examples, *answers.score(examples))
+        values = _language_model(examples, *answers.score(examples), builtin)
     elif served is not None and kind == "text":
         raise ValueError(f"{run.recipe.corpus} is one running text and is measured in process, got an endpoint.")
     elif kind == "text":
@@ -257,9 +260,11 @@ def _translation(examples: Sequence[tuple[str, str]], answers: Sequence[str]) ->
     return {name: value for name, value in values.items() if value == value}
 
 
-def _language_model(examples: Sequence[str], total: float, count: int) -> dict[str, Any]:
+def _language_model(examples: Sequence[str], total: float, count: int, builtin: bool) -> dict[str, Any]:
     words = sum(len(line.split()) + 1 for line in examples)
     values = {"nats_per_word": -total / words, "perplexity": math.exp(-total / count), "examples": len(examples)}
+    if not builtin:
+        return values
     # The grammar's own probability of the same sentences, and its entropy: what no model can beat but by chance.
     truth = -sum(grammar.log_probability(line) for line in examples) / words
     return {**values, "nats_per_word_of_the_grammar": truth, "entropy_per_word": grammar.entropy_per_word()}

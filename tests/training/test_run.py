@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from training import pipelines, run
+from training import evaluate, pipelines, run
 from training.checkpointing import token_means
 from training.recipes import Recipe, RecipeError
 
@@ -260,6 +260,27 @@ def test_a_loss_is_the_same_however_its_examples_are_batched(tiny_run):
     assert counts[0] > counts[1]
     assert set(seen[0]) == {"loss", "accuracy", "perplexity"}
     assert seen[0] == pytest.approx(seen[1], rel=1e-5)
+
+
+def test_packed_documents_have_the_loss_of_the_same_documents_one_by_one(tiny_run, tmp_path):
+    from training.corpora import CORPORA
+
+    one = tiny_run("gpt")
+    examples = CORPORA["grammar-documents"].read("validation", 7, 5)
+    recipe = one.recipe.replace(corpus="grammar-documents", max_sequence_length=47)
+    examples = [document[:2] for document in examples]  # no longer than a row: cut documents lose their context
+    seen = []
+    for packed in (False, True):
+        recipe = recipe.replace(pack_documents=packed)
+        model = one.model.packed_model if packed else one.model
+        run.compile_model(recipe, model)
+        batches = run.dataset(recipe, examples, one, None)
+        assert all(("segment_ids" in inputs) == packed for inputs, *_ in batches)
+        seen.append(token_means(model.evaluate(batches, verbose=0, return_dict=True)))
+    assert seen[0] == pytest.approx(seen[1], rel=1e-5)
+    one = one._replace(folder=tmp_path, recipe=recipe.replace(evaluate_examples=7))
+    values = evaluate.evaluate_run(one)
+    assert set(values) == {"nats_per_word", "perplexity", "examples"} and values["examples"] == 7
 
 
 def test_running_text_has_a_dataset_of_its_own_number_of_rows(tiny_run, conftest):
