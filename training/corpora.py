@@ -7,6 +7,7 @@ are; of one long text: characters) and a seed, and gives a list: of pairs, of li
 
 import functools
 import gzip
+import itertools
 import os
 import random
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training import grammar
+from training.readers import READERS, Files
 
 SPLITS = ("train", "validation", "test")
 DATA = "KERAS_SEQ_DATA"
@@ -121,3 +123,24 @@ CORPORA = {
     "nsmc": Corpus("labelled", _nsmc),
     "nsmc-unlabelled": Corpus("documents", _nsmc_unlabelled),
 }
+
+
+def kind_of(name: str) -> str:
+    """What a built-in corpus or the files of a reader hold."""
+    return CORPORA[name].kind if name in CORPORA else READERS[name].kind
+
+
+def corpus_of(recipe: Any) -> Corpus:
+    """The corpus that a recipe names: a built-in one, or the files it gives to a reader."""
+    if recipe.corpus in CORPORA:
+        return CORPORA[recipe.corpus]
+    return Corpus(READERS[recipe.corpus].kind, functools.partial(_files, recipe))
+
+
+def _files(recipe: Any, split: str, count: int | None, seed: int) -> Any:
+    """The first `count` examples of a split, or for training with `stream` all of them as a stream."""
+    files = Files(recipe.corpus, recipe.files[split], recipe.columns)
+    if recipe.stream and split == "train":
+        return files
+    examples = list(itertools.islice(files, None if files.reader.kind == "text" else count))
+    return "\n".join(examples)[:count] if files.reader.kind == "text" else examples

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from training import grammar
-from training.corpora import CORPORA
+from training.corpora import corpus_of
 from training.files import write_json
 from training.run import Run, load_run, whole_documents
 
@@ -210,9 +210,10 @@ def evaluate_run(run: Run, split: str = "test", served: Endpoint | None = None) 
     Raises:
         ValueError: the measure of this corpus needs the model in process.
     """
-    examples = CORPORA[run.recipe.corpus].read(split, run.recipe.evaluate_examples, run.recipe.seed + 1)
+    corpus = corpus_of(run.recipe)
+    examples = corpus.read(split, run.recipe.evaluate_examples, run.recipe.seed + 1)
     answers: Answers = served or InProcess(run)
-    kind = CORPORA[run.recipe.corpus].kind
+    kind = corpus.kind
     builtin = run.recipe.corpus.startswith("grammar")
     if kind == "documents" and run.recipe.architecture == "gpt":
         examples, kind, builtin = whole_documents(examples), "lines", False  # the grammar knows sentences

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from training.corpora import CORPORA
+from training.corpora import CORPORA, SPLITS, kind_of
+from training.readers import READERS
 
 ARCHITECTURES = {
     "seq2seq": "pairs",
@@ -34,7 +35,10 @@ class Recipe:
 
     Args:
         architecture: one of ARCHITECTURES.
-        corpus: one of CORPORA, of the kind the architecture reads.
+        corpus: one of CORPORA, or of READERS for files of your own; of the kind the architecture reads.
+        files: of a reader, for each split a path or a pattern such as data/train-*.tsv.gz, or a dataset's NAME:SPLIT.
+        columns: of a reader, names or numbers with commas between; None: its own.
+        stream: read the training files while training, for files larger than memory.
         model: arguments of the model's constructor, less vocabulary sizes and max_sequence_length.
         tokenizer: "wordpiece", "bpe", "char" or "word"; trained on the corpus, or that of the run it starts from.
         vocabulary_size: greatest number of tokens.
@@ -72,6 +76,9 @@ class Recipe:
     architecture: str
     corpus: str
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    columns: str | None = None
+    stream: bool = False
     tokenizer: str = "bpe"
     vocabulary_size: int = 8000
     lowercase: bool = False
@@ -105,11 +112,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _one_of("architecture", self.architecture, ARCHITECTURES)
-        _one_of("corpus", self.corpus, CORPORA)
+        _one_of("corpus", self.corpus, [*CORPORA, *READERS])
         _one_of("tokenizer", self.tokenizer, TOKENIZERS)
         _one_of("decay", self.decay, DECAYS)
         _one_of("dtype", self.dtype, ("float32", "mixed_bfloat16", "mixed_float16"))
-        kind = CORPORA[self.corpus].kind
+        kind = kind_of(self.corpus)
         if kind not in ARCHITECTURES[self.architecture]:
             wanted = ARCHITECTURES[self.architecture]
             raise RecipeError(f"{self.architecture} reads {wanted}, got corpus={self.corpus!r}, which holds {kind}.")
@@ -130,7 +137,16 @@ class Recipe:
                 )
         if self.pack_documents and kind == "text":
             raise RecipeError(f"pack_documents needs lines or documents, got corpus={self.corpus!r}, one running text.")
+        self._check_files(kind)
         self._check_weights_saved()
+
+    def _check_files(self, kind: str) -> None:
+        """A reader needs a file for each split, a built-in corpus takes none."""
+        wanted = SPLITS if self.corpus in READERS else ()
+        if sorted(self.files) != sorted(wanted) or not all(isinstance(one, str) for one in self.files.values()):
+            raise RecipeError(f"corpus={self.corpus!r} needs files for {list(wanted)}, got files={dict(self.files)!r}.")
+        if self.stream and (not wanted or kind == "text"):
+            raise RecipeError(f"stream needs files of examples, got corpus={self.corpus!r}, which is read at once.")
 
     def _check_weights_saved(self) -> None:
         """Which weights the run leaves must be one thing: the best, a mean of checkpoints or a moving average."""
@@ -149,17 +165,20 @@ class Recipe:
         return self
 
     def replace(self, **changes: Any) -> "Recipe":
-        """The recipe with some keys changed; keys of the model are written `model.KEY`."""
-        plain = {name: value for name, value in changes.items() if not name.startswith("model.")}
-        model = {name.removeprefix("model."): value for name, value in changes.items() if name.startswith("model.")}
+        """The recipe with some keys changed; those of model and files are written `model.KEY`, `files.SPLIT`."""
+        plain = {name: value for name, value in changes.items() if not name.startswith(("model.", "files."))}
         _check_keys(plain)
-        if model:
-            plain["model"] = {**_typed("model", plain.get("model", self.model)), **model}
+        for group in ("model", "files"):
+            inner = {
+                name.removeprefix(f"{group}."): value for name, value in changes.items() if name.startswith(f"{group}.")
+            }
+            if inner:
+                plain[group] = {**_typed(group, plain.get(group, getattr(self, group))), **inner}
         return dataclasses.replace(self, **{name: _typed(name, value) for name, value in plain.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, ready for JSON or YAML."""
-        return {**dataclasses.asdict(self), "model": dict(self.model)}
+        return {**dataclasses.asdict(self), "model": dict(self.model), "files": dict(self.files)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
@@ -232,7 +251,9 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
 
 def _one_of(name: str, value: Any, known: Any) -> None:
     if value not in known:
-        raise RecipeError(f"A recipe needs {name} in {tuple(known)}, got {name}={value!r}.")
+        near = difflib.get_close_matches(str(value), list(known), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise RecipeError(f"A recipe needs {name} in {tuple(known)}, got {name}={value!r}{hint}")
 
 
 def _unknown(what: str, name: str, known: Any) -> str:

@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,16 @@ import keras_seq
 from keras_seq.text import load_tokenizer, train_tokenizer
 from training import pipelines
 from training.checkpointing import Checkpoints
-from training.corpora import CORPORA
+from training.corpora import corpus_of
 from training.feed import Feed
 from training.files import read_json, write_beside, write_json
 from training.optimizers import optimizer
 from training.progress import Progress
+from training.readers import Files
 from training.recipes import Recipe, RecipeError, model_class
 from training.watch import Watch
+
+SAMPLE = 200_000  # examples of a stream
 
 
 class Run(NamedTuple):
@@ -66,6 +70,13 @@ def _labels(folder: Path) -> list[str] | None:
     return path.read_text("utf-8").split("\n")[:-1] if path.exists() else None
 
 
+def _sample(recipe: Recipe, examples: Any) -> Any:
+    """What a vocabulary is trained on: all examples, or so many of a stream's."""
+    return (
+        next(examples.pools(recipe.train_examples or SAMPLE, recipe.seed)) if isinstance(examples, Files) else examples
+    )
+
+
 def _train_tokenizers(recipe: Recipe, examples: Any, folder: Path) -> None:
     """Trains the run's tokenizer(s) on its training examples, or takes them from the run it starts from."""
     if recipe.start_from is not None:
@@ -79,7 +90,7 @@ def _train_tokenizers(recipe: Recipe, examples: Any, folder: Path) -> None:
         tokenizer = train_tokenizer(lines, recipe.tokenizer, recipe.vocabulary_size, lowercase=recipe.lowercase)
         tokenizer.save(folder / name)
 
-    kind = CORPORA[recipe.corpus].kind
+    kind = corpus_of(recipe).kind
     if kind == "pairs":
         train("tokenizer", [a for a, _ in examples])
         train("target_tokenizer", [b for _, b in examples])
@@ -116,13 +127,13 @@ def build_model(recipe: Recipe, tokenizer: Any, target_tokenizer: Any, labels: l
 def dataset(recipe: Recipe, examples: Any, run: Run, seed: int | None, start_step: int = 0) -> tf.data.Dataset:
     """The examples as batches for fit (with a seed: shuffled, for ever) or for evaluate (without one: in order)."""
     length, size, width = recipe.max_sequence_length, recipe.tokens_per_batch, recipe.bucket_width
-    kind = CORPORA[recipe.corpus].kind
+    kind = corpus_of(recipe).kind
     if kind == "text":
         batch = max(1, size // length)
         windows = pipelines.packed_text(examples, run.tokenizer, length, batch, seed, start_step)
         return windows if seed is not None else pipelines.counted(windows)
     if kind == "documents" and recipe.architecture == "gpt":
-        examples, kind = whole_documents(examples), "lines"
+        examples, kind = _changed(examples, whole_documents), "lines"
     bounds = (length, size, width, seed, start_step)
     if kind == "pairs":
         batches = pipelines.translation_pairs(examples, run.tokenizer, run.target_tokenizer, *bounds)
@@ -131,12 +142,19 @@ def dataset(recipe: Recipe, examples: Any, run: Run, seed: int | None, start_ste
     elif kind == "lines":
         batches = pipelines.text_lines(examples, run.tokenizer, *bounds)
     elif kind == "documents":
-        count = sum(len(document) for document in examples)
-        pairs = pipelines.next_sentence_pairs(examples, count, recipe.seed)
+
+        def sentence_pairs(documents: Any) -> list:
+            return pipelines.next_sentence_pairs(documents, sum(map(len, documents)), recipe.seed)
+
+        pairs = _changed(examples, sentence_pairs)
         batches = pipelines.masked_pairs(pairs, run.tokenizer, *bounds, whole_words=recipe.whole_words)
     else:
         batches = pipelines.labelled_text(examples, run.labels or [], run.tokenizer, *bounds)
     return batches if seed is not None else pipelines.counted(batches)
+
+
+def _changed(examples: Any, change: Callable[[Any], list]) -> Any:
+    return examples.map(change) if isinstance(examples, Files) else change(examples)
 
 
 def whole_documents(documents: Any) -> list[str]:
@@ -189,14 +207,14 @@ def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = 
     if (folder / "model.keras").exists():
         return load_run(folder)
     _set_seeds(recipe)
-    read = CORPORA[recipe.corpus].read
+    read = corpus_of(recipe).read
     examples = read("train", recipe.train_examples, recipe.seed)
     validation = read("validation", recipe.evaluate_examples, recipe.seed + 1)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "recipe.json").exists():
-        _train_tokenizers(recipe, examples, folder)
-        if CORPORA[recipe.corpus].kind == "labelled":
-            names = "".join(f"{name}\n" for name in sorted({label for _, label in examples}))
+        _train_tokenizers(recipe, _sample(recipe, examples), folder)
+        if corpus_of(recipe).kind == "labelled":
+            names = "".join(f"{name}\n" for name in sorted({label for _, label in examples}))  # all of a stream, once
             write_beside(folder / "labels.txt", lambda beside: beside.write_text(names, "utf-8"))
         write_json(folder / "recipe.json", recipe.to_dict())
     tokenizers, labels = _tokenizers(folder), _labels(folder)

@@ -4,6 +4,8 @@ import pytest
 
 from training import corpora, grammar
 from training.corpora import CORPORA, DATA, SPLITS
+from training.readers import Files
+from training.recipes import Recipe
 
 FILES = {
     "multi30k": "multi30k/train.de.gz",
@@ -93,8 +95,8 @@ def test_nsmc_has_its_reviews_once_and_both_labels(read):
 
 
 def test_nsmc_splits_are_the_rows_of_the_file_once_each(read):
-    rows = [line.split("\t")[1] for line in corpora._lines("nsmc/ratings_train.txt.gz")[1:]]
     read_back = [text for split in SPLITS[:2] for text, _ in read("nsmc", split)]
+    rows = [line.split("\t")[1] for line in corpora._lines("nsmc/ratings_train.txt.gz")[1:]]
     assert sorted(read_back) == sorted(text for text in rows if text)
 
 
@@ -123,3 +125,35 @@ def test_without_the_variable_the_folder_is_data(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "here.txt").write_text("x")
     assert corpora.data_file("here.txt").read_text() == "x"
+
+
+# ---- Files of a user's own -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A recipe of three files of 17 pairs."""
+    for split in SPLITS:
+        (tmp_path / f"{split}.tsv").write_text("".join(f"{split} {i}\tw{i}\n" for i in range(17)))
+    files = {split: str(tmp_path / f"{split}.tsv") for split in SPLITS}
+    return Recipe("transformer", "tsv-pairs", files=files)
+
+
+def test_files_of_ones_own_are_a_corpus_with_its_splits(own):
+    kind, read = corpora.corpus_of(own)
+    assert (kind, corpora.kind_of("tsv-pairs")) == ("pairs", "pairs")
+    for split in SPLITS:
+        assert read(split, None, 3) == [(f"{split} {i}", f"w{i}") for i in range(17)]
+        assert read(split, 5, 3) == read(split, None, 3)[:5]
+    assert corpora.corpus_of(own.replace(corpus="grammar-pairs", files={})) is CORPORA["grammar-pairs"]
+
+
+def test_a_stream_is_of_the_training_files_alone(own):
+    read = corpora.corpus_of(own.replace(stream=True, columns="1,0")).read
+    assert list(read("train", 5, 3)) == [(f"w{i}", f"train {i}") for i in range(17)]
+    assert isinstance(read("train", 5, 3), Files) and isinstance(read("validation", 5, 3), list)
+
+
+def test_a_running_text_of_ones_own_is_cut_to_characters(own):
+    recipe = own.replace(architecture="gpt", corpus="text-running")
+    assert corpora.corpus_of(recipe).read("test", 11, 0) == "test 0\tw0\nt"

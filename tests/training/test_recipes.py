@@ -24,6 +24,7 @@ CONTRACT = [
     "nsmc-bert",
     "nsmc-bert-classify",
 ]
+OWN = {"train": "a", "validation": "b", "test": "c"}
 PLAIN = Recipe("gpt", "grammar-lines", model={"num_layers": 2, "num_heads": 3})
 
 
@@ -54,6 +55,12 @@ def test_replace_changes_what_is_named_and_keeps_the_rest():
     assert changed == dataclasses.replace(PLAIN, steps=7, model={"num_layers": 2, "num_heads": 5, "dropout": 0.3})
     assert PLAIN.model == {"num_layers": 2, "num_heads": 3}
     assert PLAIN.replace() == PLAIN
+
+
+def test_files_of_ones_own_are_set_one_by_one():
+    changed = PLAIN.replace(**{"corpus": "text-lines", **{f"files.{split}": path for split, path in OWN.items()}})
+    assert changed == PLAIN.replace(corpus="text-lines", files=OWN) != PLAIN
+    assert changed.replace(**{"files.test": "d"}).files == {**OWN, "test": "d"}
 
 
 def test_settings_of_the_command_line_are_yaml_values():
@@ -117,6 +124,20 @@ def test_a_setting_that_is_no_yaml_is_refused():
         ),
         (lambda: PLAIN.replace(ema_momentum=1.0), "A recipe needs ema_momentum < 1, got ema_momentum=1.0."),
         (lambda: PLAIN.replace(checkpoint_step=3), "did you mean 'checkpoint_steps'?"),
+        (lambda: PLAIN.replace(corpus="tsv-pears"), "got corpus='tsv-pears'; did you mean 'tsv-pairs'?"),
+        (lambda: PLAIN.replace(decay="cosin"), "got decay='cosin'; did you mean 'cosine'?"),
+        (
+            lambda: PLAIN.replace(corpus="text-lines", files={"train": "a"}),
+            "corpus='text-lines' needs files for ['train', 'validation', 'test'], got files={'train': 'a'}.",
+        ),
+        (
+            lambda: PLAIN.replace(**{"files.train": "a"}),
+            "corpus='grammar-lines' needs files for [], got files={'train'",
+        ),
+        (lambda: PLAIN.replace(corpus="text-lines", files={**OWN, "test": 3}), "got files={'train': 'a', "),
+        (lambda: PLAIN.replace(corpus="text-running", files=OWN, stream=True), "stream needs files of examples, got"),
+        (lambda: PLAIN.replace(stream=True), "stream needs files of examples, got corpus='grammar-lines'"),
+        (lambda: PLAIN.replace(corpus="conll", files=OWN), "gpt reads lines, documents or text, got corpus='conll'"),
         (lambda: PLAIN.replace(whole_words=True), "A recipe needs architecture='bert' for whole_words, got 'gpt'."),
         (
             lambda: PLAIN.replace(pack_documents=True, corpus="tinyshakespeare"),
