@@ -1,5 +1,6 @@
 """`python -m serving.model_server`: the embedded server with tensorflow_model_server's flags."""
 
+import gc
 import logging
 import signal
 import sys
@@ -38,6 +39,8 @@ def serve(models: list, values: dict) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    # The collector runs once after each swap; what was imported, most of all objects, need not be looked at again.
+    gc.freeze()
     try:
         server = ModelServer(models, **values)
         server.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import tensorflow as tf
 from google.protobuf import message, text_format
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 
-from serving.model_server import monitoring, tensors, xla
+from serving.model_server import monitoring, xla
 from serving.model_server.batching import PER_MODEL_FILE, Batcher, BatchingParameters, read_parameters
 from serving.model_server.errors import Code, StatusError, as_status, invalid
 from serving.model_server.signature import (
@@ -26,9 +26,7 @@ from serving.model_server.signature import (
 )
 
 INIT_SIGNATURE = "__saved_model_init_op"
-WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 METHOD_NAMES = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
-MAX_WARMUP_RECORDS = 1000  # the real server refuses a longer file, so that a mistake does not hold up a version
 
 
 class LoadedVersion:
@@ -42,8 +40,6 @@ class LoadedVersion:
         tags: the MetaGraph's tags.
         allow_xla: whether a signature may need XLA, which the stock server refuses to compile for.
         check_method_names: whether a signature is run only if its method_name is one of `METHOD_NAMES`.
-        batcher: merges the calls of this version, or None.
-        batching: how; None leaves it to `batching_params.pbtxt` in the folder, and without that nothing is merged.
 
     Raises:
         StatusError: NOT_FOUND without a SavedModel or a MetaGraph of these tags, DATA_LOSS for a file that does not
@@ -59,14 +55,10 @@ class LoadedVersion:
         tags=("serve",),
         allow_xla=False,
         check_method_names=False,
-        batcher: Batcher | None = None,
-        batching: BatchingParameters | None = None,
     ):
         self.path, self.name, self.version = Path(path), name, version
         self.check_method_names = check_method_names
-        self._batcher, self.batching = batcher, batching
-        if batcher is not None and batching is None and (self.path / PER_MODEL_FILE).is_file():
-            self.batching = read_parameters(self.path / PER_MODEL_FILE)
+        self._merging: tuple[Batcher, BatchingParameters] | None = None
         meta_graph = read_meta_graph(self.path, tags)
         self.signature_defs = dict(meta_graph.signature_def)
         try:
@@ -95,7 +87,6 @@ class LoadedVersion:
         signature: Signature,
         feeds: Mapping[str, np.ndarray],
         output_filter: tuple[str, ...] = (),
-        alone: bool = False,
     ) -> dict[str, np.ndarray]:
         """Runs one signature.
 
@@ -103,7 +94,6 @@ class LoadedVersion:
             signature: one of this version's.
             feeds: input name -> array of the signature's dtype; any shape, strings as object arrays of bytes.
             output_filter: the outputs wanted; all of them when empty.
-            alone: never merged with other calls, and so without waiting for any.
 
         Returns:
             Output name -> array.
@@ -126,12 +116,13 @@ class LoadedVersion:
         names = output_filter or tuple(signature.outputs)
         arguments = [feeds[name] for name in signature.inputs]
         try:
-            if alone or self._batcher is None or self.batching is None:
+            if self._merging is None:
                 results = self._call(signature, output_filter, arguments)
             else:
-                results = self._batcher.run(
+                batcher, batching = self._merging
+                results = batcher.run(
                     (self, signature.name, output_filter),
-                    self.batching,
+                    batching,
                     lambda merged: self._call(signature, output_filter, merged),
                     arguments,
                 )
@@ -158,37 +149,19 @@ class LoadedVersion:
         monitoring.RUNTIME_LATENCY.observe(spent, self.name, "Predict", "TF1")
         return [np.asarray(value, signature.outputs[name].dtype) for name, value in zip(names, results)]
 
-    def warm_up(self, iterations: int = 1) -> int:
-        """Replays the requests in `assets.extra/tf_serving_warmup_requests`; returns how many. A failing one raises."""
-        count = 0
-        try:
-            for count, log in enumerate(_warmup_logs(self.path / WARMUP_FILE), start=1):
-                self._replay(count, log, iterations)
-        except Exception as error:
-            status = as_status(error)
-            raise StatusError(status.code, f"{WARMUP_FILE}, after {count} records: {status.message}") from error
-        return count
+    def merge_calls(self, batcher: Batcher, batching: BatchingParameters | None = None) -> None:
+        """From now on calls are merged with each other.
 
-    def _replay(self, count: int, log, iterations: int) -> None:
-        if count > MAX_WARMUP_RECORDS:
-            raise invalid(f"a warm-up needs at most {MAX_WARMUP_RECORDS} records.")
-        kind = log.WhichOneof("log_type")
-        if kind == "predict_log":
-            request = log.predict_log.request
-            signature = self.signature(request.model_spec.signature_name)
-            feeds = {name: tensors.from_proto(proto) for name, proto in request.inputs.items()}
-            output_filter = tuple(request.output_filter)
-        elif kind == "classify_log":
-            # The Examples go, serialized, into the one input that a classify signature has.
-            request = log.classify_log.request
-            signature = self.signature(request.model_spec.signature_name)
-            serialized = [example.SerializeToString() for example in request.input.example_list.examples]
-            feeds = {name: np.array(serialized, object) for name in signature.inputs}
-            output_filter = ()
-        else:
-            raise StatusError(Code.UNIMPLEMENTED, f"a {kind} is not replayed, only predict_log and classify_log are.")
-        for _ in range(iterations):
-            self.run(signature, {**signature.defaults, **feeds}, output_filter, alone=True)
+        Args:
+            batcher: who merges them.
+            batching: how; None leaves it to `batching_params.pbtxt` in the folder, and without that nothing is merged.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT for a `batching_params.pbtxt` that cannot be followed.
+        """
+        if batching is None and (self.path / PER_MODEL_FILE).is_file():
+            batching = read_parameters(self.path / PER_MODEL_FILE)
+        self._merging = (batcher, batching) if batching else None
 
     def close(self) -> None:
         """Frees the session. Only when no call is running in it."""
@@ -282,11 +255,3 @@ def _signature(name: str, proto: meta_graph_pb2.SignatureDef) -> Signature:
 def _spec(info: meta_graph_pb2.TensorInfo) -> TensorSpec:
     shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
     return TensorSpec(info.name, np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype), shape)
-
-
-def _warmup_logs(path: Path) -> Iterator:
-    from tensorflow_serving.apis import prediction_log_pb2
-
-    if path.is_file():
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            yield prediction_log_pb2.PredictionLog.FromString(record)

@@ -164,8 +164,6 @@ def _loader(flags: dict[str, Any], batcher: Batcher | None, batching: BatchingPa
         "tags": tuple(flags["saved_model_tags"].split(",")),
         "allow_xla": flags["xla_cpu_compilation_enabled"] or flags["xla_gpu_compilation_enabled"],
         "check_method_names": flags["enable_signature_method_name_check"],
-        "batcher": batcher,
-        "batching": None if flags["enable_per_model_batching_parameters"] else batching,
     }
     # As the real server has it: a number of iterations below 1 is not used, a negative interval does not wait.
     return Loader(
@@ -173,6 +171,8 @@ def _loader(flags: dict[str, Any], batcher: Batcher | None, batching: BatchingPa
         max_retries=flags["max_num_load_retries"],
         retry_seconds=max(0.0, flags["load_retry_interval_micros"] / 1e6),
         options=options,
+        batcher=batcher,
+        batching=None if flags["enable_per_model_batching_parameters"] else batching,
     )
 
 

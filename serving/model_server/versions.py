@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from serving.model_server import monitoring
+from serving.model_server import monitoring, warmup
+from serving.model_server.batching import Batcher, BatchingParameters
 from serving.model_server.errors import Code, StatusError, as_status
 from serving.model_server.loaded import LoadedVersion
 
@@ -43,20 +44,27 @@ class Loader:
         max_retries: attempts after the first at an unchanged folder.
         retry_seconds: pause between two of them.
         options: arguments of `LoadedVersion`.
+        batcher: merges the calls of a version once it is warm, or None.
+        batching: how, or None to leave it to the version's folder.
     """
 
     warm_up: int = 1
     max_retries: int = 5
     retry_seconds: float = 60.0
     options: dict[str, Any] = field(default_factory=dict)
+    batcher: Batcher | None = None
+    batching: BatchingParameters | None = None
 
     def load(self, name: str, record: VersionRecord) -> LoadedVersion | None:
         """The record's version, ready to answer; or None, with the reason and the next attempt in the record."""
         started, record.stamp = time.perf_counter(), folder_stamp(record.path)
         try:
             loaded = LoadedVersion(record.path, name, record.version, **self.options)
-            if self.warm_up:
-                _warm_up(loaded, self.warm_up)
+            try:
+                self._prepare(loaded)
+            except Exception:
+                loaded.close()
+                raise
         except Exception as error:
             monitoring.LOAD_COUNT.add(str(record.path), "fail")
             record.failures += 1
@@ -69,6 +77,19 @@ class Loader:
         seconds = time.perf_counter() - started
         logger.info("model %s: version %d is available after %.2f s", name, record.version, seconds)
         return loaded
+
+    def _prepare(self, loaded: LoadedVersion) -> None:
+        if self.warm_up:
+            started, code = time.perf_counter(), Code.OK
+            try:
+                warmup.warm_up(loaded, self.warm_up)
+            except Exception as error:
+                code = as_status(error).code
+                raise
+            finally:
+                monitoring.WARMUP_LATENCY.observe(monitoring.microseconds_since(started), str(loaded.path), code.name)
+        if self.batcher:  # only now: a warm-up waits for no other caller
+            loaded.merge_calls(self.batcher, self.batching)
 
     def is_due(self, record: VersionRecord) -> bool:
         """Whether to try now: at first, again after the pause, and anew once the folder has changed."""
@@ -101,15 +122,3 @@ def folder_stamp(path: Path) -> tuple:
         return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     except OSError:
         return ()
-
-
-def _warm_up(loaded: LoadedVersion, iterations: int) -> None:
-    started, code = time.perf_counter(), Code.OK
-    try:
-        loaded.warm_up(iterations)
-    except Exception as error:
-        code = as_status(error).code
-        loaded.close()
-        raise
-    finally:
-        monitoring.WARMUP_LATENCY.observe(monitoring.microseconds_since(started), str(loaded.path), code.name)

@@ -23,26 +23,6 @@ def strings(*values):
     return np.array(values, object)
 
 
-def write_warmup(folder, requests):
-    import tensorflow as tf
-    from tensorflow_serving.apis import prediction_log_pb2
-
-    (folder / "assets.extra").mkdir()
-    with tf.io.TFRecordWriter(str(folder / "assets.extra" / "tf_serving_warmup_requests")) as writer:
-        for request in requests:
-            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
-            writer.write(log.SerializeToString())
-
-
-def predict_request(value, dtype):
-    import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2
-
-    request = predict_pb2.PredictRequest()
-    request.inputs["x"].CopyFrom(tf.make_tensor_proto(value, dtype))
-    return request
-
-
 def test_the_session_answers_as_the_loaded_function_does(exports, half):
     import tensorflow as tf
 
@@ -81,7 +61,7 @@ def test_wrong_feeds_are_refused_by_name(half, text):
     with pytest.raises(StatusError, match=r"Missing but required: {x}. Sent extra: {z}") as refused:
         half.run(half.signature(), {"z": np.zeros(1, np.float32)})
     assert refused.value.code == Code.INVALID_ARGUMENT
-    with pytest.raises(StatusError, match="'x' takes float32, got int64"):
+    with pytest.raises(StatusError, match="'x' takes float, got int64"):
         half.run(half.signature(), {"x": np.zeros(1, np.int64)})
     with pytest.raises(StatusError, match=r"has the outputs {joined, length}, not 'nix'"):
         text.run(text.signature("join"), {"first": strings(b"a"), "second": strings(b"b")}, ("nix",))
@@ -99,34 +79,6 @@ def test_an_operation_that_fails_keeps_its_code(text):
     with pytest.raises(StatusError, match="StringToNumber") as failed:
         text.run(text.signature("number"), {"text": strings(b"x")})
     assert failed.value.code == Code.INVALID_ARGUMENT
-
-
-def test_warm_up_requests_are_run(tmp_path, save_half_plus):
-    folder = save_half_plus(tmp_path / "1", 2.0)
-    write_warmup(folder, [predict_request([1.0], "float32"), predict_request([[1.0], [2.0]], "float32")])
-    loaded = LoadedVersion(folder)
-    assert loaded.warm_up() == 2
-    loaded.close()
-
-
-def test_a_warm_up_request_that_fails_fails_the_version(tmp_path, save_half_plus):
-    folder = save_half_plus(tmp_path / "1", 2.0)
-    write_warmup(folder, [predict_request(["a"], "string")])
-    loaded = LoadedVersion(folder)
-    with pytest.raises(StatusError, match="'x' takes float32, got string"):
-        loaded.warm_up()
-    loaded.close()
-
-
-def test_a_cut_warm_up_file_fails_the_version(tmp_path, save_half_plus):
-    folder = save_half_plus(tmp_path / "1", 2.0)
-    write_warmup(folder, [predict_request([1.0], "float32")])
-    file = folder / "assets.extra" / "tf_serving_warmup_requests"
-    file.write_bytes(file.read_bytes()[:-3])
-    loaded = LoadedVersion(folder)
-    with pytest.raises(StatusError, match="tf_serving_warmup_requests, after 0 records"):
-        loaded.warm_up()
-    loaded.close()
 
 
 def test_lookup_tables_with_assets_are_initialised(tmp_path):

@@ -1,5 +1,6 @@
 import time
 
+from serving.model_server.batching import BatchingParameters
 from serving.model_server.errors import Code, StatusError
 from serving.model_server.versions import Loader, VersionRecord, find_versions, folder_stamp
 
@@ -37,13 +38,31 @@ def test_a_failed_record_is_due_after_its_pause_or_once_its_folder_has_changed(t
 def test_a_failing_warm_up_is_a_version_that_does_not_load(tmp_path, save_half_plus, monkeypatch):
     from serving.model_server import versions
 
-    def fail(self, iterations):
+    def fail(loaded, iterations):
         raise StatusError(Code.ABORTED, f"warm-up {iterations}")
 
     record = VersionRecord(2, save_half_plus(tmp_path / "2", 2.0))
-    monkeypatch.setattr(versions.LoadedVersion, "warm_up", fail)
+    monkeypatch.setattr(versions.warmup, "warm_up", fail)
     assert Loader(warm_up=3).load("m", record) is None
     assert (record.error.code, record.error.message) == (Code.ABORTED, "warm-up 3")
     loaded = Loader(warm_up=0).load("m", record)
     assert loaded.version == 2
     loaded.close()
+
+
+def test_calls_are_merged_once_a_version_is_warm_and_has_parameters(tmp_path, save_half_plus):
+    def merging(batching=None):
+        loaded = Loader(batcher=object(), batching=batching).load("m", record)
+        if loaded is None:
+            return None
+        loaded.close()
+        return loaded._merging and loaded._merging[1]
+
+    record = VersionRecord(2, save_half_plus(tmp_path / "2", 2.0))
+    given = BatchingParameters(max_batch_size=7)
+    assert merging() is None
+    assert merging(given) == given
+    (record.path / "batching_params.pbtxt").write_text("max_batch_size { value: 5 }")
+    assert merging().max_batch_size == 5
+    (record.path / "batching_params.pbtxt").write_text("max_batch_size: 5")
+    assert merging() is None and "Invalid protobuf file" in record.error.message
