@@ -63,9 +63,9 @@ def test_wrong_feeds_are_refused_by_name(half, text):
     assert refused.value.code == Code.INVALID_ARGUMENT
     with pytest.raises(StatusError, match="'x' takes float, got int64"):
         half.run(half.signature(), {"x": np.zeros(1, np.int64)})
-    with pytest.raises(StatusError, match=r"has the outputs {joined, length}, not 'nix'"):
+    with pytest.raises(StatusError, match=r"nix .* in the set {joined, length}"):
         text.run(text.signature("join"), {"first": strings(b"a"), "second": strings(b"b")}, ("nix",))
-    with pytest.raises(StatusError, match="each output once"):
+    with pytest.raises(StatusError, match=r"names each once, got \['length', 'length'\]"):
         text.run(text.signature("join"), {"first": strings(b"a"), "second": strings(b"b")}, ("length", "length"))
 
 
