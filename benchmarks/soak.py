@@ -96,6 +96,7 @@ class Callers:
 
     def __init__(self, server, clients, served):
         self.served, self.answers, self.wrong = served, 0, []
+        self.ending = float("inf")  # when the server was told to stop: it need not take what is sent later
         self._stopping, self._lock = threading.Event(), threading.Lock()
         self._threads = [
             threading.Thread(target=self._call, args=(server, ("grpc", "rest")[number % 2], number))
@@ -115,11 +116,13 @@ class Callers:
             for turn in itertools.count():
                 if self._stopping.is_set():
                     break
-                value = float((number * 31 + turn) % 997)
+                value, started = float((number * 31 + turn) % 997), time.monotonic()
                 try:
                     (answer,) = client.predict(MODEL, [value])["y"]
                     problem = None if answer - value / 2 in self.served else f"{answer} for {value}"
                 except Exception as error:
+                    if started > self.ending - 0.01:
+                        break
                     problem = f"{type(error).__name__}: {error}"
                 count += 1
                 if problem:
@@ -163,11 +166,12 @@ def soak_versions(folder, seconds, clients):
     started = time.monotonic()
     last = drop_versions(base, served, started + seconds)
     server.wait_for(last)
+    callers.ending = time.monotonic()
+    status = server.stop()
     callers.stop()
     spent = time.monotonic() - started
     print(f"versions: {callers.answers} answers in {spent:.0f} s, up to version {last}, {len(callers.wrong)} wrong")
     wrong = callers.wrong[:5]
-    status = server.stop()
     if status:
         wrong.append(f"the server ended with {status}")
     if callers.answers < clients:
