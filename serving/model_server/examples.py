@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,16 +50,23 @@ def read_input(proto: input_pb2.Input) -> np.ndarray:
 
 
 def find_signature(loaded: LoadedVersion, name: str, method_name: str) -> Signature:
-    """The version's signature of that name and kind. Raises: StatusError INVALID_ARGUMENT."""
+    """The version's signature of that name, taken for one of that kind.
+
+    Exports of TensorFlow 2 call every signature a predict signature, so that its method_name is looked at only where
+    the server was told to (--enable_signature_method_name_check); its inputs and outputs always are, later.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for an unknown name, or a method_name of another kind.
+    """
     name = name or DEFAULT_SIGNATURE
     if name not in loaded.signatures:
         raise invalid(f"No signature was found with the name: {name}. There are {in_braces(loaded.signatures)}.")
     signature = loaded.signatures[name]
-    if signature.method_name != method_name:
+    if loaded.check_method_names and signature.method_name != method_name:
         raise invalid(
             f"Expected signature method_name to be {method_name} for signature {name!r}. Was: {signature.method_name}"
         )
-    return signature
+    return dataclasses.replace(signature, method_name=method_name)
 
 
 def check_classify(signature: Signature) -> None:

@@ -67,7 +67,7 @@ FLAGS = {
     "per_process_gpu_memory_fraction": Flag(0.0, "share of a GPU's memory; 0 leaves it to TensorFlow"),
     "xla_cpu_compilation_enabled": Flag(False, "run signatures that need XLA"),
     "xla_gpu_compilation_enabled": Flag(False, "likewise"),
-    "enable_signature_method_name_check": Flag(False, "run no signature whose method_name is none of the three APIs'"),
+    "enable_signature_method_name_check": Flag(False, "a signature answers the API of its method_name only"),
     "flush_filesystem_caches": Flag(True, "changes nothing: local file systems have no cache that TensorFlow keeps"),
     "remove_unused_fields_from_bundle_metagraph": Flag(
         True, "changes nothing: a MetaGraph is dropped once it is loaded"

@@ -52,9 +52,13 @@ def test_classes_and_values_are_what_predict_answers(loaded):
     assert [one.value for one in examples.regression_result(values).regressions] == [3.0, 5.0]
 
 
-def test_a_signature_of_another_method_is_not_found(loaded):
+def test_a_signature_of_another_method_is_taken_unless_method_names_are_checked(loaded, monkeypatch):
+    taken = examples.find_signature(loaded, "with_default", examples.REGRESS_METHOD)
+    assert (taken.name, taken.method_name) == ("with_default", examples.REGRESS_METHOD)
+    monkeypatch.setattr(loaded, "check_method_names", True)
     with pytest.raises(StatusError, match="Was: tensorflow/serving/predict"):
         examples.find_signature(loaded, "with_default", examples.REGRESS_METHOD)
+    examples.find_signature(loaded, "regress_x_to_y", examples.REGRESS_METHOD)
 
 
 def test_rows_lack_what_the_signature_lacks():

@@ -136,7 +136,7 @@ def test_a_megabyte_of_text_is_answered(rest):
         ("nix:predict", b"{", 400, "JSON Parse error"),
         ("typed:predict", {"instances": [1.5], "signature_name": "float16"}, 501, "1.5 to type: half"),
         ("typed:predict", {"inputs": [], "signature_name": "float16"}, 400, "tensor type: half"),
-        ("half:classify", {"examples": [{"x": 1.0}]}, 400, "method_name to be tensorflow/serving/classify"),
+        ("half:classify", {"examples": [{"x": 1.0}]}, 400, "Classify needs an input"),
         ("examples:classify", {"examples": [{"x": 1.0}]}, 400, "No signature was found with the name"),
         ("examples:regress", {"signature_name": "regress_x_to_y"}, 400, "'examples', a list/array, got none"),
         ("examples:regress", {"signature_name": "regress_x_to_y", "examples": {}}, 400, "got Object"),

@@ -249,8 +249,8 @@ def test_a_label_that_is_not_utf8_is_marked_in_a_message(prediction):
         ("", "INVALID_ARGUMENT", "name: serving_default"),
         (
             "regress_x_to_y",
-            "INVALID_ARGUMENT",
-            "classify for signature 'regress_x_to_y'. Was: tensorflow/serving/regress",
+            "FAILED_PRECONDITION",
+            "Classify needs an input",
         ),
         ("classify_named_wrong", "FAILED_PRECONDITION", 'an output "classes" or "scores"'),
         ("classify_uneven", "INVALID_ARGUMENT", "as many columns, got 1 and 2"),
@@ -265,7 +265,7 @@ def test_a_signature_that_does_not_classify_is_refused(prediction, signature, co
 @pytest.mark.parametrize(
     ("signature", "code", "words"),
     [
-        ("classify_x_to_y", "INVALID_ARGUMENT", "Was: tensorflow/serving/classify"),
+        ("classify_x_to_y", "FAILED_PRECONDITION", "Regress needs an input"),
         ("regress_named_wrong", "FAILED_PRECONDITION", 'an output "outputs"'),
         ("regress_wide", "INVALID_ARGUMENT", "got float [1, 2]"),
         ("regress_double", "INVALID_ARGUMENT", "got double [1, 1]"),
@@ -314,7 +314,7 @@ def test_tasks_that_do_not_go_together_are_refused(prediction):
         (tasks(regress, regress), "INVALID_ARGUMENT", "Duplicate evaluation of signature: regress_x_to_y"),
         (mixed, "INVALID_ARGUMENT", "same model name, got 'examples' and 'half'"),
         (tasks(("regress_x_to_y", "rank")), "UNIMPLEMENTED", "Unsupported signature method_name"),
-        (tasks(("regress_x_to_y", "classify")), "INVALID_ARGUMENT", "Was: tensorflow/serving/regress"),
+        (tasks(("regress_x_to_y", "classify")), "FAILED_PRECONDITION", "Classify needs an input"),
         (tasks(regress, ("regress_other_input", "regress")), "INVALID_ARGUMENT", "Input tensor must be the same"),
         (tasks(("nix", "regress")), "INVALID_ARGUMENT", "nix"),
         (tasks(regress, model="nix"), "NOT_FOUND", "Latest(nix)"),
