@@ -9,6 +9,7 @@ alike.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import statistics
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.turns import RESULTS
 
@@ -25,6 +27,7 @@ HOST = "127.0.0.1"
 MODEL = "model"
 TEXT = "the small cat that you see sleeps in the old house"
 BATCHING = "max_batch_size { value: 32 } batch_timeout_micros { value: 1000 } num_batch_threads { value: 2 }"
+THREADS = 64  # more calls at once than this are refused by TensorFlow Serving's gRPC, and by ours
 SERVERS = {"rest": ["ours", "ours, batching", "Starlette"], "grpc": ["ours", "ours, batching", "grpcio"]}
 
 
@@ -67,7 +70,8 @@ def _serve_ours(folder, port, transport, is_batching):
     from serving.model_server.model_config import ModelSettings
     from serving.model_server.server import ModelServer
 
-    flags = {"port": 0, "rest_api_port": 0, "rest_api_port" if transport == "rest" else "port": port}
+    flags = {"port": 0, "rest_api_port": 0, "grpc_max_threads": THREADS, "rest_api_num_threads": THREADS}
+    flags["rest_api_port" if transport == "rest" else "port"] = port
     if is_batching:
         file = pathlib.Path(tempfile.mkdtemp()) / "batching.txt"
         file.write_text(BATCHING)
@@ -78,8 +82,6 @@ def _serve_ours(folder, port, transport, is_batching):
 
 
 def _serve_grpcio(folder, port, transport, is_batching):
-    from concurrent.futures import ThreadPoolExecutor
-
     import grpc
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
@@ -94,7 +96,7 @@ def _serve_grpcio(folder, port, transport, is_batching):
                 response.outputs[key].CopyFrom(tf.make_tensor_proto(array))
             return response
 
-    server = grpc.server(ThreadPoolExecutor(4 * (os.cpu_count() or 1)))
+    server = grpc.server(ThreadPoolExecutor(THREADS))
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Service(), server)
     server.add_insecure_port(f"{HOST}:{port}")
     server.start()
@@ -195,27 +197,32 @@ def load(connect, clients, requests):
     Returns:
         The latency of each, seconds, and the seconds that all of them took.
     """
-    latencies, ready = [[] for _ in range(clients)], threading.Barrier(clients + 1)
+    ready = threading.Barrier(clients + 1)
 
-    def work(mine):
-        call, close = connect()
-        for _ in range(3):
-            call()
+    def work():
+        try:
+            call, close = connect()
+            for _ in range(3):
+                call()
+        except BaseException:
+            ready.abort()
+            raise
         ready.wait()
+        mine = []
         for _ in range(requests // clients):
             start = time.perf_counter()
             call()
             mine.append(time.perf_counter() - start)
         close()
+        return mine
 
-    threads = [threading.Thread(target=work, args=(mine,)) for mine in latencies]
-    for thread in threads:
-        thread.start()
-    ready.wait()
-    start = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    return sorted(one for mine in latencies for one in mine), time.perf_counter() - start
+    with ThreadPoolExecutor(clients) as pool:
+        working = [pool.submit(work) for _ in range(clients)]
+        with contextlib.suppress(threading.BrokenBarrierError):  # whoever broke it says why, below
+            ready.wait()
+        start = time.perf_counter()
+        latencies = sorted(one for mine in working for one in mine.result())
+    return latencies, time.perf_counter() - start
 
 
 def cpu_seconds(process):
