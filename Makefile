@@ -33,6 +33,7 @@ benchmarks: .venv/benchmarks
 	$(RUN) -m benchmarks.training --best
 	$(RUN) -m benchmarks.generation
 	$(RUN) -m benchmarks.generation --best
+	$(RUN) -m benchmarks.serving
 	$(RUN) -m benchmarks.plot
 
 # The embedded server for some five minutes: versions dropped in under load, ever new words, swaps of large weights.
