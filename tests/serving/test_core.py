@@ -12,6 +12,8 @@ from serving.model_server.errors import Code, StatusError
 from serving.model_server.model_config import ModelSettings, VersionPolicy
 from serving.model_server.versions import Loader
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
 LATEST = VersionPolicy()
 
 

@@ -10,6 +10,8 @@ from serving.model_server import monitoring
 from serving.model_server.errors import Code, StatusError
 from serving.model_server.monitoring import Counter, Histogram, RestMonitor
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
 
 def test_a_counter_is_written_under_tensorflow_servings_name():
     counter = Counter("/tensorflow/serving/request_count", "model_name", "status")

@@ -26,6 +26,8 @@ from serving.model_server.loaded import LoadedVersion
 from serving.model_server.model_config import ModelSettings
 from serving.model_server.server import ModelServer, _session_config
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
 HOST = "127.0.0.1"
 
 

@@ -1,8 +1,12 @@
 import time
 
+import pytest
+
 from serving.model_server.batching import BatchingParameters
 from serving.model_server.errors import Code, StatusError
 from serving.model_server.versions import Loader, VersionRecord, find_versions, folder_stamp
+
+pytestmark = pytest.mark.usefixtures("frozen_heap")
 
 
 def test_only_numbers_are_versions(tmp_path):
