@@ -91,7 +91,7 @@ def entities(labels: Sequence[str]) -> set[Entity]:
 
 
 def entity_f1(answers: Sequence[Sequence[str]], truths: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Precision, recall and F1 of whole entities, type and both ends (Tjong Kim Sang and De Meulder 2003, section 4)."""
+    """Precision, recall and F1 of whole entities, type and both ends (Tjong Kim Sang and De Meulder 2003, 4)."""
     _same_length("entity_f1", answers, truths)
     told, true = ({(i, *one) for i, row in enumerate(rows) for one in entities(row)} for rows in (answers, truths))
     hits = len(told & true)

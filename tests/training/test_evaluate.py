@@ -10,8 +10,9 @@ import pytest
 import sacrebleu
 import tensorflow as tf
 
-from training import evaluate, grammar
+from training import evaluate, grammar, in_process, measures, task_measures
 from training.corpora import CORPORA
+from training.in_process import InProcess
 from training.run import build_model
 
 
@@ -62,10 +63,11 @@ def test_exact_match_and_bleu_are_those_by_hand(copy):
     assert values["words_per_sentence"] == pytest.approx(sum(lengths) / 23)
     assert values["examples"] == 23
     assert "tok:13a" in values["bleu_signature"]
+    assert values["chrf"] == measures.translation(given, [target for _, target in pairs])["chrf"]
 
 
 def test_measures_of_lengths_that_do_not_occur_are_left_out():
-    values = evaluate._translation([("one two", "x y")], ["x y"])
+    values = task_measures.MEASURED["pairs"](None, Told({"one two": "x y"}), [("one two", "x y")], "test")
     assert values["exact_up_to_7_words"] == 1
     assert "exact_from_12_words" not in values
 
@@ -77,10 +79,10 @@ def test_translations_in_a_batch_are_those_of_one_sentence_at_a_time(architectur
     keras.utils.set_random_seed(3)
     one = one._replace(model=build_model(one.recipe, one.tokenizer, one.target_tokenizer, None))
     sources = [source for source, _ in examples(one)][:11]
-    together = evaluate.InProcess(one).translate(sources)
+    together = InProcess(one).translate(sources)
     assert any(together)
-    monkeypatch.setattr(evaluate, "BATCH", 3)
-    assert evaluate.InProcess(one).translate(sources) == together
+    monkeypatch.setattr(in_process, "BATCH", 3)
+    assert InProcess(one).translate(sources) == together
     tokenizer, target = one.tokenizer, one.target_tokenizer
     for source, translation in list(zip(sources, together))[:3]:
         ids = tokenizer.tokenize(tf.constant([source])).to_list()[0] + [tokenizer.end_token_id]
@@ -113,6 +115,37 @@ def test_nats_per_word_are_those_of_a_forward_pass_of_each_line(copy):
     assert values["perplexity"] == pytest.approx(perplexity, rel=1e-5)
 
 
+def test_a_line_longer_than_the_model_counts_as_far_as_it_is_read(copy):
+    one = copy("gpt", max_sequence_length=5)
+    lines = examples(one)
+    ids = one.tokenizer.tokenize(tf.constant(lines)).to_list()
+    assert 0 < sum(len(row) > 4 for row in ids) < 23 or min(map(len, ids)) > 4
+    bytes_read = sum(
+        len(one.tokenizer.detokenize([row[:4]]).numpy()[0]) if len(row) > 4 else len(line.encode())
+        for row, line in zip(ids, lines)
+    )
+    total, count = InProcess(one).score(lines)
+    assert count == sum(min(len(row), 4) + 1 for row in ids)
+    assert evaluate.evaluate_run(one)["perplexity_per_byte"] == pytest.approx(math.exp(-total / (bytes_read + 23)))
+
+
+def test_running_text_is_measured_per_byte_of_what_its_windows_ask_for(copy, monkeypatch):
+    text = " ".join(examples(copy("gpt")))
+    monkeypatch.setitem(CORPORA, "tinyshakespeare", CORPORA["tinyshakespeare"]._replace(read=lambda *_: text))
+    one = copy("gpt", corpus="tinyshakespeare", max_sequence_length=11)
+    ids = one.tokenizer.tokenize(tf.constant([text])).to_list()[0]
+    windows = np.array([ids[i : i + 12] for i in range(0, len(ids) - 11, 11)], "int32")
+    logits = one.model(
+        {"token_ids": windows[:, :-1], "padding_mask": np.ones((len(windows), 11), bool)}, training=False
+    )
+    nats = float(np.sum(keras.losses.sparse_categorical_crossentropy(windows[:, 1:], logits, from_logits=True)))
+    asked = one.tokenizer.detokenize([windows[:, 1:].ravel().tolist()]).numpy()[0]
+    values = evaluate.evaluate_run(one)
+    assert values["tokens"] == windows[:, 1:].size and asked.decode() in text
+    assert values["perplexity_per_byte"] == pytest.approx(math.exp(nats / len(asked)), rel=1e-4)
+    assert values["perplexity_per_word"] == pytest.approx(math.exp(nats / len(asked.split())), rel=1e-4)
+
+
 def test_the_grammars_floors_stand_beside_the_models_nats(copy):
     one = copy("gpt")
     values = evaluate.evaluate_run(one)
@@ -140,18 +173,30 @@ def test_accuracy_is_the_share_of_right_labels_however_they_are_batched(copy, mo
         ids = np.array([[tokenizer.start_token_id, *ids, tokenizer.end_token_id]], "int32")
         logits = one.model({"token_ids": ids, "segment_ids": 0 * ids, "padding_mask": ids >= 0}, training=False)
         hits.append(one.labels[int(np.argmax(logits))] == label)
-    assert evaluate.evaluate_run(one) == {"accuracy": pytest.approx(sum(hits) / 23), "examples": 23}
-    monkeypatch.setattr(evaluate, "BATCH", 5)
+    values = evaluate.evaluate_run(one)
+    assert (values["accuracy"], values["examples"]) == (pytest.approx(sum(hits) / 23), 23)
+    monkeypatch.setattr(in_process, "BATCH", 5)
     assert evaluate.evaluate_run(one)["accuracy"] == pytest.approx(sum(hits) / 23)
 
 
+def test_classes_stand_beside_the_majority_baseline(copy):
+    one = copy("bert-classify")
+    truths = [label for _, label in examples(one)]
+    values = evaluate.evaluate_run(one, served=Told({text: truths[0] for text, _ in examples(one)}))
+    share = max(map(truths.count, truths)) / 23
+    assert values["accuracy"] == pytest.approx(truths.count(truths[0]) / 23)
+    assert values["accuracy_of_the_majority"] == pytest.approx(share)
+    assert values["macro_f1_of_the_majority"] == pytest.approx(2 * share / (1 + share) / len(set(truths)))
+    assert values["mcc"] == 0
+
+
 def test_the_probability_that_a_sentence_follows_does_not_depend_on_its_batch(copy, monkeypatch):
-    answers = evaluate.InProcess(copy("bert"))
+    answers = InProcess(copy("bert"))
     pairs = grammar.sentence_couples("test", 11, 3)
     firsts, seconds = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     together = answers.follows(firsts, seconds)
     assert all(0 < probability < 1 for probability in together)
-    monkeypatch.setattr(evaluate, "BATCH", 3)
+    monkeypatch.setattr(in_process, "BATCH", 3)
     np.testing.assert_allclose(answers.follows(firsts, seconds), together, atol=1e-5)
 
 
@@ -174,7 +219,7 @@ def test_a_pre_trained_bert_is_measured_on_the_split_beside_the_best_possible(sp
 
 def test_a_hidden_word_is_filled_with_a_word_for_each_gap(copy):
     one = copy("bert")
-    filled = evaluate.InProcess(one).fill(["i", None, "a", "student"], ["he", "is", None])
+    filled = InProcess(one).fill(["i", None, "a", "student"], ["he", "is", None])
     assert len(filled) == 2
     assert all(one.tokenizer.token_to_id(word) is not None for word in filled)
 
@@ -253,7 +298,7 @@ def test_an_endpoint_asks_each_signature_of_the_contract_in_batches(endpoint):
     assert sizes == {
         ("translate", text): once,
         ("classify", text): once,
-        ("score", text): once * 2,
+        ("score", text): once,
         ("next_sentence", ("first", "second")): once,
     }
 

@@ -1,0 +1,125 @@
+"""What is measured of each kind of corpus: questions to whoever answers, the model in process or a served one."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from training import grammar, measures
+from training.in_process import InProcess
+from training.run import Run
+
+SHORT, LONG = 7, 12  # words of a short (at most) and of a long (at least) sentence
+
+
+class Answers(Protocol):
+    """Text in, text out: the model in process, or a served one."""
+
+    def translate(self, texts: Sequence[str]) -> list[str]: ...
+
+    def score(self, texts: Sequence[str]) -> tuple[float, int]: ...
+
+    def classify(self, texts: Sequence[str]) -> list[str]: ...
+
+    def follows(self, firsts: Sequence[str], seconds: Sequence[str]) -> list[float]: ...
+
+
+def _translation(run: Run, answers: Answers, examples: Sequence[tuple[str, str]], split: str) -> dict[str, Any]:
+    given, targets = answers.translate([source for source, _ in examples]), [target for _, target in examples]
+    right = np.array([answer == target for answer, target in zip(given, targets)])
+    words = np.array([len(source.split()) for source, _ in examples])
+    values = {
+        "exact": float(right.mean()),
+        f"exact_up_to_{SHORT}_words": float(right[words <= SHORT].mean()) if (words <= SHORT).any() else math.nan,
+        f"exact_from_{LONG}_words": float(right[words >= LONG].mean()) if (words >= LONG).any() else math.nan,
+        **measures.translation(given, targets),
+        "words_per_sentence": float(words.mean()),
+        "examples": len(examples),
+    }
+    return {name: value for name, value in values.items() if value == value}
+
+
+def _classes(run: Run, answers: Answers, examples: Sequence[tuple[str, str]], split: str) -> dict[str, Any]:
+    truths = [label for _, label in examples]
+    values = measures.classes(answers.classify([text for text, _ in examples]), truths)
+    return {**values, **_beside(measures.classes(measures.majority(truths), truths)), "examples": len(truths)}
+
+
+def _beside(values: dict[str, float]) -> dict[str, float]:
+    """The same measures of the majority baseline, less those that are 0 for every constant answer."""
+    return {f"{name}_of_the_majority": value for name, value in values.items() if name != "mcc"}
+
+
+def _lines(run: Run, answers: Answers, examples: Sequence[str], split: str) -> dict[str, Any]:
+    total, count = answers.score(examples)
+    read = as_read(run, examples)
+    values: dict[str, Any] = {
+        "nats_per_word": -total / sum(len(line.split()) + 1 for line in read),
+        **measures.perplexities(-total, count, read),
+        "examples": len(examples),
+    }
+    if run.recipe.corpus != "grammar-lines":  # it knows sentences, not documents
+        return values
+    # The grammar's own probability of the same sentences, and its entropy: what no model can beat but by chance.
+    truth = -sum(grammar.log_probability(line) for line in examples) / sum(len(line.split()) + 1 for line in examples)
+    return {**values, "nats_per_word_of_the_grammar": truth, "entropy_per_word": grammar.entropy_per_word()}
+
+
+def as_read(run: Run, lines: Sequence[str]) -> list[str]:
+    """Lines as far as the model reads them: a longer one is cut to its positions, the end token kept."""
+    import tensorflow as tf
+
+    limit = run.recipe.max_sequence_length - 1
+    rows = run.tokenizer.tokenize(tf.constant(list(lines)))
+    long = np.flatnonzero(rows.row_lengths().numpy() > limit)
+    read = list(lines)
+    for i in long:
+        read[i] = run.tokenizer.detokenize(rows[i][:limit]).numpy().decode()
+    return read
+
+
+def _running_text(run: Run, answers: Answers, examples: str, split: str) -> dict[str, Any]:
+    from training.run import dataset
+
+    if not isinstance(answers, InProcess):
+        raise ValueError(f"{run.recipe.corpus} is one running text and is measured in process, got an endpoint.")
+    batches = dataset(run.recipe, examples, run, None)
+    total, count = answers.total(batches)
+    asked = np.concatenate([np.asarray(labels).ravel() for _, labels, _ in batches])
+    text = run.tokenizer.detokenize(asked).numpy().decode()
+    return {"loss": -total / count, **measures.perplexities(-total, count, [text], ends=False), "tokens": count}
+
+
+def _pre_training(run: Run, answers: Answers, documents: Sequence[Sequence[str]], split: str) -> dict[str, Any]:
+    from training.pipelines import counted, masked_pairs, next_sentence_pairs
+
+    builtin = run.recipe.corpus.startswith("grammar")
+    count = min(1000, sum(len(document) for document in documents))
+    pairs = grammar.sentence_couples(split, count, seed=1) if builtin else next_sentence_pairs(documents, count, seed=1)
+    told = answers.follows([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    right = [(probability > 0.5) == bool(pair[2]) for probability, pair in zip(told, pairs)]
+    values = {"next_sentence_accuracy": float(np.mean(right)), "pairs": len(pairs)}
+    if builtin:
+        values["next_sentence_accuracy_best"] = grammar.next_sentence_best_accuracy(count, 1, split)
+    if not isinstance(answers, InProcess):
+        return values
+    if not builtin:
+        recipe = run.recipe
+        batches = counted(masked_pairs(pairs, run.tokenizer, recipe.max_sequence_length, recipe.tokens_per_batch))
+        measured = run.model.evaluate(batches, verbose=0, return_dict=True)
+        return {**values, "masked_accuracy": measured["masked_lm_accuracy"]}
+    hits = []
+    for first, second, truth in grammar.masked_couples(split, 300, seed=1):
+        hits += [guess == word for guess, word in zip(answers.fill(first, second), truth, strict=True)]
+    best = grammar.masked_best_accuracy(300, seed=1, split=split)
+    return {**values, "masked_accuracy": float(np.mean(hits)), "masked_accuracy_best": best}
+
+
+MEASURED: dict[str, Callable[[Run, Any, Any, str], dict[str, Any]]] = {
+    "pairs": _translation,
+    "labelled": _classes,
+    "lines": _lines,
+    "text": _running_text,
+    "documents": _pre_training,
+}
