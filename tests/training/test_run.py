@@ -280,7 +280,8 @@ def test_packed_documents_have_the_loss_of_the_same_documents_one_by_one(tiny_ru
     assert seen[0] == pytest.approx(seen[1], rel=1e-5)
     one = one._replace(folder=tmp_path, recipe=recipe.replace(evaluate_examples=7))
     values = evaluate.evaluate_run(one)
-    assert set(values) == {"nats_per_word", "perplexity", "examples"} and values["examples"] == 7
+    assert {"nats_per_word", "perplexity_per_byte"} <= set(values) and values["examples"] == 7
+    assert not [name for name in values if "grammar" in name]  # which knows sentences, not documents
 
 
 @pytest.mark.parametrize(("architecture", "corpus", "content"), [
