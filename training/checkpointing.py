@@ -134,8 +134,8 @@ class Checkpoints(keras.callbacks.Callback):
         return self.step >= self.recipe.steps or early
 
     def rate(self) -> float:
-        """The learning rate of the last update."""
-        return float(schedule(self.recipe)(max(0, self.step // self.recipe.gradient_accumulation - 1)))
+        """The learning rate of the last step."""
+        return float(schedule(self.recipe)(self.step - 1))
 
     # ---- Files ------------------------------------------------------------------------------------------------------
 

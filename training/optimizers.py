@@ -7,10 +7,8 @@ from training.schedules import WarmUp
 
 
 def schedule(recipe: Recipe) -> WarmUp:
-    """The learning rate of each update: with accumulation there are fewer of them than batches."""
-    batches = recipe.gradient_accumulation
-    warmup, steps = (max(1, count // batches) for count in (recipe.warmup_steps, recipe.steps))
-    return WarmUp(recipe.learning_rate, warmup, steps, recipe.decay)
+    """The learning rate by batches, which are what Keras counts for a schedule, with accumulation too."""
+    return WarmUp(recipe.learning_rate, recipe.warmup_steps, recipe.steps, recipe.decay)
 
 
 def optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
