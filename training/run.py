@@ -57,6 +57,7 @@ def load_run(folder: str | Path) -> Run:
             raise FileNotFoundError(f"A finished run has {name}, which is not in {folder}.")
     recipe = Recipe.from_dict(read_json(folder / "recipe.json"))
     model = keras.saving.load_model(folder / "model.keras")
+    compile_model(recipe, model)
     return Run(folder, recipe, model, *_tokenizers(folder), _labels(folder))
 
 
@@ -174,7 +175,6 @@ def compile_model(recipe: Recipe, model: keras.Model) -> None:
     if recipe.architecture == "bert-classify":
         metrics = [metrics[0], keras_seq.TokenAccuracy()]
     model.compile(optimizer(recipe), loss=loss, weighted_metrics=metrics, jit_compile=recipe.jit_compile)
-    model.optimizer.build(model.trainable_variables)  # left to the first step, that step would be traced twice
 
 
 def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = True, tensorboard: bool = False) -> Run:
@@ -222,6 +222,7 @@ def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = 
     run = Run(folder, recipe, model, *tokenizers, labels)
     trained = model.packed_model if recipe.pack_documents else model
     compile_model(recipe, trained)
+    trained.optimizer.build(trained.trainable_variables)  # left to the first step, that step would be traced twice
     kept = Checkpoints(recipe, folder, started)
     kept.set_model(trained)
     kept.restore(trained)
@@ -229,7 +230,7 @@ def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = 
         _train(run, trained, kept, examples, validation, progress, tensorboard)
     kept.take_final_weights()
     write_json(folder / "metrics.json", _measures(kept, model))
-    write_beside(folder / "model.keras", model.save)
+    write_beside(folder / "model.keras", _without_optimizer(model).save)
     return run
 
 
@@ -269,6 +270,13 @@ def _train(
         )
     finally:
         bar.stop()
+
+
+def _without_optimizer(model: keras.Model) -> keras.Model:
+    """A copy that is a third of the size in a file, and loads where `training` is not imported."""
+    copy = type(model).from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _measures(kept: Checkpoints, model: keras.Model) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -77,6 +78,11 @@ def test_a_loaded_run_predicts_as_the_fitted_one(architecture, tiny_run):
     assert loaded.labels == fitted.labels
     assert loaded.tokenizer.fingerprint == fitted.tokenizer.fingerprint
     assert (loaded.target_tokenizer is None) == (fitted.target_tokenizer is None)
+
+
+def test_a_saved_model_is_the_librarys_alone(tiny_run):
+    config = zipfile.ZipFile(tiny_run("gpt").folder / "model.keras").read("config.json")
+    assert b"keras_seq" in config and b"training" not in config and b"WarmUp" not in config
 
 
 def test_labels_are_sorted_one_a_line(tiny_run):
