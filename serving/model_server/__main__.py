@@ -11,8 +11,8 @@ from serving.model_server import quiet
 
 def main(arguments: list[str]) -> int:
     """Serves until SIGTERM or SIGINT; 0 after an orderly stop, 1 when it cannot start, 2 for a wrong flag."""
-    quiet.import_tensorflow()
-    from serving.model_server import flags
+    quiet.hush()
+    from serving.model_server import flags  # without TensorFlow: a wrong flag is told at once
 
     if {"--help", "-h", "-help"} & set(arguments):
         print(flags.help_text())
@@ -22,9 +22,11 @@ def main(arguments: list[str]) -> int:
     try:
         values = flags.parse_flags(arguments)
         if values["version"]:
+            quiet.import_tensorflow()
             print(flags.version_text())
             return 0
         models = flags.models_from_flags(values)
+        flags.batching_from_flags(values)
     except flags.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -33,6 +35,7 @@ def main(arguments: list[str]) -> int:
 
 def serve(models: list, values: dict) -> int:
     """Starts, waits for a signal, stops."""
+    quiet.import_tensorflow()
     from serving.model_server import flags
     from serving.model_server.server import ModelServer
 

@@ -4,13 +4,18 @@ import os
 import sys
 
 
+def hush() -> None:
+    """Tells TensorFlow and gRPC, which are yet to be imported, to keep their chatter to themselves."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # at 2 it still tells of GPUs that are not there
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def import_tensorflow() -> None:
     """Imports TensorFlow and looks for its devices with stderr held shut; an ImportError still comes out.
 
     TensorFlow writes some of these lines before it reads TF_CPP_MIN_LOG_LEVEL, and past Python's `sys.stderr`.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # at 2 it still tells of GPUs that are not there
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    hush()
     sys.stderr.flush()
     saved, closed = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(closed, 2)
