@@ -40,3 +40,53 @@ def pack_segments(parts, start_token_id, end_token_id):
     packed = [pack_start_end(part, None if i else start_token_id, end_token_id) for i, part in enumerate(parts)]
     kinds = [tf.ones_like(part) * i for i, part in enumerate(packed)]
     return tf.concat(packed, axis=1), tf.concat(kinds, axis=1)
+
+
+def pack_windows(questions, contexts, start_token_id, end_token_id, limit, max_windows=None):
+    """[CLS] question [SEP] context [SEP], a context longer than its room in windows that overlap by half.
+
+    Devlin et al. 2019, section 4.2; the windows ("document stride") are those of its code. With half in common, an
+    answer of up to half a window stands whole in one of them.
+
+    Args:
+        questions: ragged (b, None) int32.
+        contexts: ragged (b, None) int32.
+        start_token_id: [CLS].
+        end_token_id: [SEP].
+        limit: most tokens of a window, the special ones included; every question leaves room for one of the context.
+        max_windows: most windows of a row, the rest of its context is left out; None: no bound.
+
+    Returns:
+        dict, w windows in all, those of a row together: token_ids, segment_ids ragged (w, None) int32; rows (w,) int64,
+        whose window it is; numbers (w,) int64, which of its row's, from 0; firsts (w,) int64, which token of the
+        context stands first in it; starts (w,) int64, at which place.
+    """
+    import tensorflow as tf
+
+    starts_b = questions.row_lengths() + 2
+    sizes_b = contexts.row_lengths()
+    room_b = tf.maximum(limit - 1 - starts_b, 1)
+    stride_b = tf.maximum(room_b // 2, 1)
+    count_b = 1 - (-tf.maximum(sizes_b - room_b, 0) // stride_b)
+    if max_windows is not None:
+        count_b = tf.minimum(count_b, max_windows)
+    numbers = tf.ragged.range(count_b)
+    rows_w, numbers_w = numbers.value_rowids(), numbers.values
+    firsts_w = numbers_w * tf.gather(stride_b, rows_w)
+    taken_w = tf.minimum(tf.gather(room_b, rows_w), tf.gather(sizes_b, rows_w) - firsts_w)
+
+    def rows_of(ragged, firsts, lengths):
+        begins = tf.gather(ragged.row_starts(), rows_w) + firsts
+        places = tf.ragged.range(begins, begins + lengths)
+        return places.with_values(tf.gather(ragged.values, places.values))
+
+    asked = rows_of(questions, 0, tf.gather(starts_b - 2, rows_w))
+    token_ids, segment_ids = pack_segments((asked, rows_of(contexts, firsts_w, taken_w)), start_token_id, end_token_id)
+    return {
+        "token_ids": token_ids,
+        "segment_ids": segment_ids,
+        "rows": rows_w,
+        "numbers": numbers_w,
+        "firsts": firsts_w,
+        "starts": tf.gather(starts_b, rows_w),
+    }

@@ -3,7 +3,6 @@
 Content never raises: text that is too long is cut to the model's length, an empty one has a start or end token to see.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,13 @@ import tensorflow as tf
 
 import keras_seq
 from keras_seq import generation
-from keras_seq.packing import pack_segments, pack_start_end
+from keras_seq.packing import pack_start_end
+from serving.bert_text import BERTText, Rows, pair_mask
+from serving.task_answers import ChoicePicker, PairClassifier, PairScorer, SpanFinder, TokenTagger
 
 NUM_BEAMS = 4
 NUM_CANDIDATES = 5
 MAX_SOURCE = 512  # tokens of a source, where the model itself sets no bound
-
-
-class Rows:
-    """Ragged ids as a dense (b, t) with a mask; t >= 1 even for a batch of nothing."""
-
-    def __init__(self, rows: tf.RaggedTensor):
-        self.lengths = tf.cast(rows.row_lengths(), tf.int32)
-        width = tf.reduce_max(tf.concat([self.lengths, [1]], 0))
-        self.ids = rows.to_tensor(0, shape=tf.stack([rows.nrows(), tf.cast(width, tf.int64)]))
-        self.ids.set_shape([None, None])
-        self.mask = tf.sequence_mask(self.lengths, width)
 
 
 def _detokenize(tokenizer: Any, written: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -34,11 +24,6 @@ def _detokenize(tokenizer: Any, written: dict[str, tf.Tensor]) -> tf.Tensor:
     ids = written["token_ids"]
     mask = tf.sequence_mask(written["lengths"], tf.shape(ids)[-1])
     return tokenizer.detokenize(tf.where(mask, ids, -1))
-
-
-def _pair_mask(attention_bts: tf.Tensor, asking_bt: tf.Tensor) -> tf.Tensor:
-    """Zero attention where nobody asks: padding of floats is 0.0."""
-    return attention_bts * tf.cast(asking_bt, attention_bts.dtype)[:, :, None]
 
 
 class Translator:
@@ -104,7 +89,7 @@ class Translator:
         source_tokens = tf.where(source.mask, self.tokenizer.ids_to_tokens(source.ids), "")
         target_tokens = tf.where(mask_bt, self.target_tokenizer.ids_to_tokens(ids_bt), "")
         translation = _detokenize(self.target_tokenizer, written)
-        return translation, source_tokens, target_tokens, _pair_mask(attention_bts, mask_bt)
+        return translation, source_tokens, target_tokens, pair_mask(attention_bts, mask_bt)
 
 
 class LanguageModel:
@@ -156,27 +141,10 @@ class LanguageModel:
             pack_start_end(self.tokenizer.tokenize(text)[:, : self.limit - 1], self.tokenizer.start_token_id, None)
         )
         attention = self.attention_model({"token_ids": rows.ids, "padding_mask": rows.mask}, training=False)
-        return tf.where(rows.mask, self.tokenizer.ids_to_tokens(rows.ids), ""), _pair_mask(attention, rows.mask)
+        return tf.where(rows.mask, self.tokenizer.ids_to_tokens(rows.ids), ""), pair_mask(attention, rows.mask)
 
 
-class _BERTText:
-    """Text as BERT reads it: [CLS] text [SEP], or [CLS] first [SEP] second [SEP]; abstract."""
-
-    model: Any
-    tokenizer: Any
-    limit: int
-
-    def _inputs(self, *parts: tf.RaggedTensor) -> tuple[dict[str, tf.Tensor], Rows]:
-        ids, segments = pack_segments(parts, self.tokenizer.start_token_id, self.tokenizer.end_token_id)
-        rows = Rows(ids)
-        inputs = {"token_ids": rows.ids, "segment_ids": Rows(segments).ids, "padding_mask": rows.mask}
-        return inputs, rows
-
-    def _text(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], Rows]:
-        return self._inputs(self.tokenizer.tokenize(text)[:, : self.limit - 2])
-
-
-class MaskedLanguageModel(_BERTText):
+class MaskedLanguageModel(BERTText):
     """Answers of a pre-trained BERT.
 
     Args:
@@ -185,6 +153,7 @@ class MaskedLanguageModel(_BERTText):
     """
 
     kind = "masked_language_model"
+    needs = ("mask",)
 
     def __init__(self, model: Any, tokenizer: Any):
         self.model, self.tokenizer = model, tokenizer
@@ -239,13 +208,12 @@ class MaskedLanguageModel(_BERTText):
 
     def next_sentence(self, first: tf.Tensor, second: tf.Tensor) -> tuple:
         """The probability that the second text follows the first."""
-        half = (self.limit - 3) // 2
-        inputs, rows = self._inputs(*(self.tokenizer.tokenize(text)[:, :half] for text in (first, second)))
+        inputs, rows = self._pair(first, second)
         inputs["mask_positions"] = tf.zeros_like(rows.ids[:, :1])
         return (tf.nn.softmax(self.model(inputs, training=False)["next_sentence"])[:, 1],)
 
 
-class Classifier(_BERTText):
+class Classifier(BERTText):
     """Answers of a fine-tuned BERT.
 
     Args:
@@ -255,6 +223,7 @@ class Classifier(_BERTText):
     """
 
     kind = "classifier"
+    labelled = True
 
     def __init__(self, model: Any, tokenizer: Any, labels: list[str]):
         self.model, self.tokenizer, self.labels = model, tokenizer, labels
@@ -282,32 +251,57 @@ class Classifier(_BERTText):
         """The tokens, and what each looked at."""
         inputs, rows = self._text(text)
         attention = self.attention_model(inputs, training=False)
-        return tf.where(rows.mask, self.tokenizer.ids_to_tokens(rows.ids), ""), _pair_mask(attention, rows.mask)
+        return tf.where(rows.mask, self.tokenizer.ids_to_tokens(rows.ids), ""), pair_mask(attention, rows.mask)
 
 
 def answers_for(
-    model: Any, tokenizer: Any, target_tokenizer: Any = None, labels: list[str] | None = None, max_new_tokens: int = 64
+    model: Any,
+    tokenizer: Any,
+    target_tokenizer: Any = None,
+    labels: list[str] | None = None,
+    max_new_tokens: int = 64,
+    kind: str | None = None,
 ) -> Any:
     """The answers of a model of ours.
 
     Raises:
-        ValueError: a model that is not ours, a tokenizer that lacks a token the model needs or has another number of
-            tokens, labels that are not one a class, max_new_tokens < 1.
+        ValueError: a model that is not ours, a kind that it is not, a tokenizer that lacks a token the model needs or
+            has another number of tokens, labels that are not one a class, max_new_tokens < 1.
     """
     if max_new_tokens < 1:
         raise ValueError(f"export_model needs max_new_tokens >= 1, got max_new_tokens={max_new_tokens!r}.")
-    builders: dict[type, Callable] = {
-        keras_seq.Seq2Seq: _translator,
-        keras_seq.AttentionSeq2Seq: _translator,
-        keras_seq.Transformer: _translator,
-        keras_seq.GPT: _language_model,
-        keras_seq.BERTForPreTraining: _masked_language_model,
-        keras_seq.BERTClassifier: _classifier,
+    # Each model's kinds, the first of which it is where none is named.
+    kinds: dict[type, list[type]] = {
+        keras_seq.Seq2Seq: [Translator],
+        keras_seq.AttentionSeq2Seq: [Translator],
+        keras_seq.Transformer: [Translator],
+        keras_seq.GPT: [LanguageModel],
+        keras_seq.BERTForPreTraining: [MaskedLanguageModel],
+        keras_seq.BERTClassifier: [Classifier, PairClassifier, PairScorer],
+        keras_seq.BERTTokenClassifier: [TokenTagger],
+        keras_seq.BERTSpanClassifier: [SpanFinder],
+        keras_seq.BERTMultipleChoice: [ChoicePicker],
     }
-    if type(model) not in builders:
-        known = ", ".join(cls.__name__ for cls in builders)
+    if type(model) not in kinds:
+        known = ", ".join(cls.__name__ for cls in kinds)
         raise ValueError(f"export_model needs one of {known}, got {type(model).__name__}.")
-    return builders[type(model)](model, tokenizer, target_tokenizer, labels, max_new_tokens)
+    named: dict[str, Any] = {cls.kind: cls for cls in kinds[type(model)]}  # type: ignore[attr-defined]
+    if kind is not None and kind not in named:
+        raise ValueError(f"A {type(model).__name__} is exported as kind {' or '.join(named)}, got kind={kind!r}.")
+    cls = named[kind or next(iter(named))]
+    if cls is Translator:
+        return _translator(model, tokenizer, target_tokenizer, max_new_tokens)
+    if cls is LanguageModel:
+        return _language_model(model, tokenizer, max_new_tokens)
+    _fits(tokenizer, model.backbone.vocabulary_size, "tokenizer", "start", "end", *cls.needs)
+    return cls(model, tokenizer, _labels(model, labels)) if cls.labelled else cls(model, tokenizer)
+
+
+def _labels(model: Any, labels: list[str] | None) -> list[str]:
+    labels = [str(i) for i in range(model.num_classes)] if labels is None else list(labels)
+    if len(labels) != model.num_classes:
+        raise ValueError(f"export_model needs {model.num_classes} labels, one a class, got {len(labels)}: {labels!r}.")
+    return labels
 
 
 def _fits(tokenizer: Any, size: int, which: str, *tokens: str) -> None:
@@ -320,28 +314,15 @@ def _fits(tokenizer: Any, size: int, which: str, *tokens: str) -> None:
             raise ValueError(f"The model needs a {which} with a {token} token, which this one lacks.")
 
 
-def _translator(model, tokenizer, target_tokenizer, labels, max_new_tokens):
+def _translator(model, tokenizer, target_tokenizer, max_new_tokens):
     target_tokenizer = tokenizer if target_tokenizer is None else target_tokenizer
     _fits(tokenizer, model.source_vocabulary_size, "tokenizer", "end")
     _fits(target_tokenizer, model.target_vocabulary_size, "target_tokenizer", "start", "end")
     return Translator(model, tokenizer, target_tokenizer, max_new_tokens)
 
 
-def _language_model(model, tokenizer, target_tokenizer, labels, max_new_tokens):
+def _language_model(model, tokenizer, max_new_tokens):
     _fits(tokenizer, model.vocabulary_size, "tokenizer", "start", "end")
     if model.max_sequence_length < 4:
         raise ValueError(f"export_model needs a GPT of 4 positions or more, got {model.max_sequence_length}.")
     return LanguageModel(model, tokenizer, max_new_tokens)
-
-
-def _masked_language_model(model, tokenizer, target_tokenizer, labels, max_new_tokens):
-    _fits(tokenizer, model.backbone.vocabulary_size, "tokenizer", "start", "end", "mask")
-    return MaskedLanguageModel(model, tokenizer)
-
-
-def _classifier(model, tokenizer, target_tokenizer, labels, max_new_tokens):
-    _fits(tokenizer, model.backbone.vocabulary_size, "tokenizer", "start", "end")
-    labels = [str(i) for i in range(model.num_classes)] if labels is None else list(labels)
-    if len(labels) != model.num_classes:
-        raise ValueError(f"export_model needs {model.num_classes} labels, one a class, got {len(labels)}: {labels!r}.")
-    return Classifier(model, tokenizer, labels)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import op_releases
+from serving.signatures import SIGNATURES
 
 # (what it is called in the report, operations by the beginnings of their names, why it is refused)
 FORBIDDEN = (
@@ -234,10 +235,18 @@ def _shape(shape: Any) -> str:
     return f"({', '.join(['b' if size == '?' else size for size in sizes[:1]] + sizes[1:])})"
 
 
+# Tasks that ask for more than one text, or are answered by more than one tensor, say so in the table.
+_DEFAULTS = [
+    (set(rows["serving_default"].inputs), set(rows["serving_default"].outputs)) for rows in SIGNATURES.values()
+]
+
+
 def _signature_problems(graph: Any, signatures: dict) -> Iterator[str]:
     if "serving_default" not in signatures:
         yield "there is no signature serving_default"
-    elif any(len(side) != 1 for side in signatures["serving_default"]):
+    elif tuple(map(set, signatures["serving_default"])) not in _DEFAULTS and any(
+        len(side) != 1 for side in signatures["serving_default"]
+    ):
         yield "serving_default has not exactly one input and one output, which REST's plain form needs"
     for name in signatures:
         definition = graph.signature_def[name]

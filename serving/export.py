@@ -20,9 +20,11 @@ import tensorflow as tf
 from keras_seq.text import load_tokenizer
 from serving.answers import answers_for
 from serving.check import check
-from serving.signatures import INPUT_DTYPES, OPTION_DEFAULTS, SIGNATURES, Signature
+from serving.signatures import INPUT_DTYPES, INPUT_RANKS, OPTION_DEFAULTS, SIGNATURES, Signature
 
 TOLERANCE = 1e-4  # between the live model and the reloaded one, of every float
+# What a run's BERTClassifier reads, by its recipe's architecture: one text unless named here.
+KINDS = {"bert-pairs": "pair_classifier", "bert-similarity": "pair_scorer"}
 LIBRARIES = ("tensorflow", "keras", "keras-seq")
 
 
@@ -68,12 +70,14 @@ def load_run(run: str | Path) -> dict[str, Any]:
         if not (run / name).exists():
             raise FileNotFoundError(f"A finished run has {name}, which is not in {run}.")
     target, labels = run / "target_tokenizer", run / "labels.txt"
+    recipe = json.loads((run / "recipe.json").read_text("utf-8"))
     return {
         "model": keras.saving.load_model(run / "model.keras", compile=False),
         "tokenizer": load_tokenizer(run / "tokenizer"),
         "target_tokenizer": load_tokenizer(target) if target.is_dir() else None,
         "labels": labels.read_text("utf-8").split("\n")[:-1] if labels.exists() else None,
-        "max_new_tokens": json.loads((run / "recipe.json").read_text("utf-8"))["max_new_tokens"],
+        "max_new_tokens": recipe["max_new_tokens"],
+        "kind": KINDS.get(recipe["architecture"]),
     }
 
 
@@ -86,11 +90,13 @@ def export_model(
     version: int | None = None,
     max_new_tokens: int = 64,
     training: dict[str, Any] | None = None,
+    kind: str | None = None,
 ) -> Path:
     """Exports any of the five models, however it was trained.
 
     Args:
-        model: Seq2Seq, AttentionSeq2Seq, Transformer, GPT, BERTForPreTraining or BERTClassifier.
+        model: Seq2Seq, AttentionSeq2Seq, Transformer, GPT, BERTForPreTraining, BERTClassifier, BERTTokenClassifier,
+            BERTSpanClassifier or BERTMultipleChoice.
         folder: where versions are kept, exports/NAME.
         tokenizer: of the text (of the source).
         target_tokenizer: of the target; None: the source's.
@@ -98,18 +104,20 @@ def export_model(
         version: its number; None: the highest present plus 1.
         max_new_tokens: the most tokens of an answer.
         training: what the manifest tells of the training.
+        kind: which signatures, by a name in SIGNATURES; None: those of the model's class. A BERTClassifier, which
+            reads one text, may also be a "pair_classifier" or, with numbers as labels, a "pair_scorer".
 
     Returns:
         The version's folder.
 
     Raises:
-        ValueError: model, tokenizers and labels do not fit, or the version is no positive integer.
+        ValueError: model, tokenizers, labels and kind do not fit, or the version is no positive integer.
         FileExistsError: the version is there already.
         ExportError: the export failed its comparison.
     """
     folder = Path(folder).absolute()
     place = folder / str(_version(folder, version))
-    answers = answers_for(model, tokenizer, target_tokenizer, labels, max_new_tokens)
+    answers = answers_for(model, tokenizer, target_tokenizer, labels, max_new_tokens, kind)
     staging = folder.parent.parent / f".staging-{folder.name}-{place.name}-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -160,7 +168,10 @@ def _save(answers: Any, staging: Path) -> dict[str, Any]:
 
 def _function(answers: Any, signature: Signature) -> Any:
     """The signature's function with its inputs by name and its outputs by name."""
-    specs = [tf.TensorSpec([None], INPUT_DTYPES.get(name, "string"), name) for name in signature.inputs]
+    specs = [
+        tf.TensorSpec([None] * INPUT_RANKS.get(name, 1), INPUT_DTYPES.get(name, "string"), name)
+        for name in signature.inputs
+    ]
 
     def call(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         values = getattr(answers, signature.function)(*inputs)
@@ -203,6 +214,8 @@ def _probe(name: str, signature: Signature, answers: Any) -> dict[str, tf.Tensor
                 for one in feature
             ]
         inputs[key] = tf.constant(texts, tf.string)
+        if INPUT_RANKS.get(key) == 2:  # as many as there are rows, in another order for each
+            inputs[key] = tf.stack([tf.roll(inputs[key], shift, axis=0) for shift in range(len(texts))])
     return inputs
 
 

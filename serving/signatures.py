@@ -26,6 +26,9 @@ INPUT_DTYPES = {
     "length_penalty": "float32",
 }
 
+# Axes of each input; what is not listed has the batch alone.
+INPUT_RANKS = {"choices": 2}
+
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 PREDICT_METHOD = "tensorflow/serving/predict"
 
@@ -52,6 +55,14 @@ _TRANSLATE = Signature("translate", _TEXT, ("translation",))
 _COMPLETE = Signature("complete", _TEXT, ("completion",))
 _FILL = Signature("fill_mask", _TEXT, ("filled",))
 _CLASSIFY = Signature("classify", _TEXT, ("label",))
+_TAG = Signature("tag", _TEXT, ("tokens", "labels", "starts", "ends"))
+_ASKED = ("question", "context")
+_ANSWER = Signature("answer", _ASKED, ("answer", "start", "end", "score"))
+_CHOOSE = Signature("choose", ("prompt", "choices"), ("choice", "probabilities"))
+_PAIR = ("first", "second")
+_CLASSIFY_PAIR = Signature("classify", _PAIR, ("label",))
+_PAIR_PROBABILITIES = Signature("probabilities", _PAIR, ("labels", "probabilities"))
+_SIMILARITY = Signature("similarity", _PAIR, ("similarity",))
 _SAMPLING = ("text", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
 
 SIGNATURES: dict[str, dict[str, Signature]] = {
@@ -85,5 +96,29 @@ SIGNATURES: dict[str, dict[str, Signature]] = {
         "explain": Signature("explain", _TEXT, ("tokens", "attention")),
         # TensorFlow Serving's Classify call: serialized tf.Examples with a bytes feature "text".
         "examples": Signature("examples", ("inputs",), ("classes", "scores"), CLASSIFY_METHOD),
+    },
+    # These tasks ask for more than one text, or are answered by more than one tensor: their defaults too.
+    "token_classifier": {
+        "serving_default": _TAG,
+        "tag": _TAG,
+    },
+    "span_finder": {
+        "serving_default": _ANSWER,
+        "answer": _ANSWER,
+        "spans": Signature("spans", _ASKED, ("answers", "starts", "ends", "scores")),
+    },
+    "choice_picker": {
+        "serving_default": _CHOOSE,
+        "choose": _CHOOSE,
+    },
+    "pair_classifier": {
+        "serving_default": _CLASSIFY_PAIR,
+        "classify": _CLASSIFY_PAIR,
+        "probabilities": _PAIR_PROBABILITIES,
+    },
+    "pair_scorer": {
+        "serving_default": _SIMILARITY,
+        "similarity": _SIMILARITY,
+        "probabilities": _PAIR_PROBABILITIES,
     },
 }
