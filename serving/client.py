@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal
 
 from serving.retries import Retries, ServingError
-from serving.wire import MAX_MESSAGE_BYTES, Address, Call, Signatures, Wire
+from serving.wire import MAX_MESSAGE_BYTES, Address, Call, Signatures, Wire, features
 
 __all__ = ["AsyncClient", "Client", "Retries", "ServingError", "Signatures"]
 
@@ -99,6 +99,56 @@ class _Questions(ABC):
         """
         return self._run(self._predict(model, inputs, signature, version, self._deadline(timeout)))
 
+    def classify(
+        self,
+        model: str,
+        examples: Sequence[Mapping[str, Any]],
+        signature: str = "serving_default",
+        version: int | str | None = None,
+        timeout: float | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Asks a classify signature, whose input is tf.Examples.
+
+        Args:
+            model: the model's name.
+            examples: feature name -> a value or a list of values, for each example. What a feature holds follows from
+                its Python type, over both transports: str and bytes are bytes, int and bool int64, float is float (a
+                model that reads floats wants 2.0, not 2).
+            signature: the signature's name.
+            version: the version's number, or its label as a str; the newest when None.
+            timeout: seconds, instead of the client's.
+            context: features that every example has which does not say otherwise.
+
+        Returns:
+            For each example a list of (label, score); "" or 0.0 for what the signature does not answer.
+
+        Raises:
+            ServingError: with the side that refused.
+        """
+        steps = self._infer("classify", model, examples, signature, version, context, self._deadline(timeout))
+        return self._run(steps)
+
+    def regress(
+        self,
+        model: str,
+        examples: Sequence[Mapping[str, Any]],
+        signature: str = "serving_default",
+        version: int | str | None = None,
+        timeout: float | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Asks a regress signature, whose input is tf.Examples; the arguments are those of `classify`.
+
+        Returns:
+            A float for each example, or an array (n,) float32 with `numpy=True`.
+
+        Raises:
+            ServingError: with the side that refused.
+        """
+        steps = self._infer("regress", model, examples, signature, version, context, self._deadline(timeout))
+        return self._run(steps)
+
     def metadata(self, model: str, version: int | str | None = None, timeout: float | None = None) -> Any:
         """Signature name -> {"inputs": ..., "outputs": ...}, each name -> {"dtype": "float32", "shape": [-1, 3]}.
 
@@ -128,6 +178,24 @@ class _Questions(ABC):
             if error.code in ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"):
                 self._signatures.pop((model, version), None)
             raise
+
+    def _infer(
+        self,
+        method: Literal["classify", "regress"],
+        model: str,
+        examples: Sequence[Mapping[str, Any]],
+        signature: str,
+        version: int | str | None,
+        context: Mapping[str, Any] | None,
+        deadline: float,
+    ) -> Steps:
+        try:
+            asked = [features(example) for example in examples]
+            shared = None if context is None else features(context)
+            call = self._wire.infer(method, model, asked, shared, signature, version)
+        except (TypeError, ValueError) as error:
+            raise ServingError("INVALID_ARGUMENT", f"the examples cannot be sent: {error}", "client") from error
+        return (yield from self._ask(call, deadline))
 
     def _signature(
         self, model: str, version: int | str | None, signature: str, names: list | None, deadline: float

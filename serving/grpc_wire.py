@@ -14,12 +14,20 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import error_codes_pb2
-from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    predict_pb2,
+    regression_pb2,
+)
 
 from serving.retries import ServingError
-from serving.wire import INIT_SIGNATURE, Address, Call, Signatures, plain, text
+from serving.wire import INIT_SIGNATURE, Address, Call, Features, Signatures, plain, text
 
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
+_CLASSIFY = "/tensorflow.serving.PredictionService/Classify"
+_REGRESS = "/tensorflow.serving.PredictionService/Regress"
 _METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 # grpc itself answers with the codes a server has too, when nobody is there or in time; only its words tell them apart.
@@ -62,6 +70,22 @@ class GrpcWire:
                 raise ServingError("INVALID_ARGUMENT", f"input {name!r} takes {dtype}: {error}", "client") from error
         return Call("", _PREDICT, request.SerializeToString(), self._outputs)
 
+    def infer(self, method, model, examples, context, signature_name, version) -> Call:
+        of = classification_pb2.ClassificationRequest if method == "classify" else regression_pb2.RegressionRequest
+        request = _addressed(of(), model, version)
+        request.model_spec.signature_name = signature_name
+        listed = request.input.example_list
+        if context is not None:
+            listed = request.input.example_list_with_context
+            _fill(listed.context, context)
+        # An empty list is a list too: it is the server that says what it thinks of it.
+        listed.SetInParent()
+        for example in examples:
+            _fill(listed.examples.add(), example)
+        if method == "classify":
+            return Call("", _CLASSIFY, request.SerializeToString(), _classes)
+        return Call("", _REGRESS, request.SerializeToString(), self._values)
+
     def metadata(self, model, version) -> Call:
         request = _addressed(get_model_metadata_pb2.GetModelMetadataRequest(), model, version)
         request.metadata_field.append("signature_def")
@@ -75,6 +99,11 @@ class GrpcWire:
         response = predict_pb2.PredictResponse.FromString(reply)
         read = _as_array if self.arrays else _as_lists
         return {name: read(tf.make_ndarray(proto)) for name, proto in response.outputs.items()}
+
+    def _values(self, reply: bytes) -> Any:
+        response = regression_pb2.RegressionResponse.FromString(reply)
+        values = np.array([one.value for one in response.result.regressions], "float32")
+        return values if self.arrays else _as_lists(values)
 
     def send(self, call: Call, timeout: float) -> Any:
         with self._lock:  # threads share a client
@@ -149,6 +178,20 @@ def _tensor(value: Any, dtype: str) -> Any:
     if not (isinstance(value, np.ndarray) and value.dtype.name == dtype):
         value = plain(value)
     return tf.make_tensor_proto(value, dtype=dtype)
+
+
+def _fill(example: Any, features: Features) -> None:
+    for name, (field, values) in features.items():
+        if field == "bytes_list":
+            values = [value.encode("utf-8") if isinstance(value, str) else value for value in values]
+        getattr(example.features.feature[name], field).value.extend(values)
+
+
+def _classes(reply: bytes) -> list[list[tuple[str, float]]]:
+    response = classification_pb2.ClassificationResponse.FromString(reply)
+    rows = [one.classes for one in response.result.classifications]
+    scores = [_as_lists(np.array([one.score for one in row], "float32")) for row in rows]
+    return [[(one.label, score) for one, score in zip(row, told)] for row, told in zip(rows, scores)]
 
 
 def _as_lists(array: Any) -> Any:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 
 from serving.retries import ServingError, seconds_of
-from serving.wire import INIT_SIGNATURE, Address, Call, Signatures, array_of, plain, text
+from serving.wire import INIT_SIGNATURE, Address, Call, Features, Signatures, array_of, plain, text
 
 HTTP_CODES = {
     400: "INVALID_ARGUMENT",
@@ -60,12 +60,19 @@ class RestWire:
             "inputs": {name: _jsonable(plain(value)) for name, value in values.items()},
         }
         try:
-            content = json.dumps(body, ensure_ascii=False).encode("utf-8")
+            content = _json(body)
         except (TypeError, ValueError, RecursionError) as error:
             raise ServingError("INVALID_ARGUMENT", f"the inputs are not plain values: {error}", "client") from error
         return Call(
             "POST", _path(model, version) + ":predict", content, lambda answer: self._outputs(answer, signature)
         )
+
+    def infer(self, method, model, examples, context, signature_name, version) -> Call:
+        body = {"signature_name": signature_name, "examples": [_example(one) for one in examples]}
+        if context is not None:
+            body["context"] = _example(context)
+        read = _classes if method == "classify" else self._values
+        return Call("POST", f"{_path(model, version)}:{method}", _json(body), read)
 
     def metadata(self, model, version) -> Call:
         return Call("GET", _path(model, version) + "/metadata", b"", _signatures)
@@ -81,6 +88,10 @@ class RestWire:
         if self.arrays:
             return {name: array_of(value, specs.get(name, {}).get("dtype")) for name, value in found.items()}
         return found
+
+    def _values(self, answer: Any) -> Any:
+        values = [float(value) for value in answer["results"]]
+        return array_of(values, "float32") if self.arrays else values
 
     def send(self, call: Call, timeout: float) -> Any:
         with self._lock:  # threads share a client
@@ -170,6 +181,18 @@ def _path(model: str, version: int | str | None) -> str:
     else:
         of = f"/versions/{version}"
     return f"/v1/models/{quote(model, safe='')}{of}"
+
+
+def _json(body: Any) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode("utf-8")
+
+
+def _example(features: Features) -> dict[str, list]:
+    return {name: _jsonable(values) for name, (_, values) in features.items()}
+
+
+def _classes(answer: Any) -> list[list[tuple[str | bytes, float]]]:
+    return [[(_from_json(label), float(score)) for label, score in row] for row in answer["results"]]
 
 
 def _jsonable(value: Any) -> Any:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 Signatures = dict[str, dict[str, dict[str, dict[str, Any]]]]
 INIT_SIGNATURE = "__saved_model_init_op"
+# The features of an example: name -> (the field of tf.train.Feature that holds them, values).
+Features = dict[str, tuple[str, list]]
+_FLOAT_MAX = (2 - 2**-23) * 2.0**127
 MAX_MESSAGE_BYTES = 2**31 - 1  # what a protobuf message can hold; grpc's own limit is 4 MB
 
 
@@ -54,6 +57,16 @@ class Wire(Protocol):
         self, model: str, values: Mapping[str, Any], signature_name: str, version: int | str | None, signature: dict
     ) -> Call: ...
 
+    def infer(
+        self,
+        method: Literal["classify", "regress"],
+        model: str,
+        examples: list[Features],
+        context: Features | None,
+        signature_name: str,
+        version: int | str | None,
+    ) -> Call: ...
+
     def metadata(self, model: str, version: int | str | None) -> Call: ...
 
     def status(self, model: str) -> Call: ...
@@ -72,6 +85,43 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def features(example: Mapping[str, Any]) -> Features:
+    """The features of an example by the types of their values, as TensorFlow Serving tells them apart in JSON.
+
+    Raises:
+        TypeError: the example is no mapping with str for names, or a value is neither text nor a number.
+        ValueError: a feature's values are of several kinds, or beyond int64 or float32.
+    """
+    if not isinstance(example, Mapping):
+        raise TypeError(f"an example is a dict of features, got {type(example).__name__}")
+    found: Features = {}
+    for name, value in example.items():
+        if not isinstance(name, str):
+            raise TypeError(f"a feature's name is a str, got {name!r}")
+        values = plain(value)
+        values = values if isinstance(values, list) else [values]
+        fields = {_feature_field(name, one) for one in values}
+        if len(fields) > 1:
+            raise ValueError(f"feature {name!r} needs values of one kind, got {', '.join(sorted(fields))}")
+        numbers = [int(one) if isinstance(one, bool) else one for one in values]
+        found[name] = (fields.pop() if fields else "bytes_list", numbers)
+    return found
+
+
+def _feature_field(name: str, value: Any) -> str:
+    if isinstance(value, str | bytes):
+        return "bytes_list"
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"feature {name!r} needs integers of 64 bits, got {value}")
+        return "int64_list"
+    if isinstance(value, float):
+        if _FLOAT_MAX < abs(value) < float("inf"):
+            raise ValueError(f"feature {name!r} needs floats of 32 bits, got {value!r}")
+        return "float_list"
+    raise TypeError(f"feature {name!r} needs str, bytes, int, bool or float, got {type(value).__name__}")
 
 
 def text(value: bytes) -> str | bytes:

@@ -176,6 +176,69 @@ def test_importing_the_rest_client_imports_nothing_heavy_and_takes_under_03_s():
     assert float(seconds) < 0.3
 
 
+# ---- Examples ------------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_labels_with_scores(client):
+    rows = client.classify("examples", [{"x": 2.0, "k": 7}, {"x": np.float32([5.0])}], "classify_both")
+    assert rows == [[("7", 3.0), ("7!", 6.0)], [("0", 4.5), ("0!", 9.0)]]
+    assert client.classify("examples", [{"x": 2.0}], "classify_x_to_y", version=5) == [[("", 3.0)]]
+    assert client.classify("examples", [{"x": 2.0, "k": True}], "classify_labels") == [[("1", 0.0)]]
+
+
+def test_regressed_values_are_a_float_an_example(client):
+    assert client.regress("examples", [{"x": [2.0]}, {"x": 0.2}], "regress_x_to_y") == [3.0, 2.1]
+
+
+def test_an_example_lies_over_the_context(client):
+    rows = [{"x": 2.0}, {"x": 5.0, "k": 3}]
+    told = client.classify("examples", rows, "classify_labels", context={"k": 11, "x": 7.0})
+    assert told == [[("11", 0.0)], [("3", 0.0)]]
+    assert client.regress("examples", [{}], "regress_x_to_y", context={"x": 2.0}) == [3.0]
+
+
+def test_classify_and_regress_answer_the_stubs_messages_as_their_outputs(client, channel):
+    from tensorflow_serving.apis import classification_pb2, prediction_service_pb2_grpc
+
+    request = classification_pb2.ClassificationRequest()
+    request.model_spec.name, request.model_spec.signature_name = "examples", "classify_both"
+    example = request.input.example_list.examples.add()
+    example.features.feature["x"].float_list.value.append(0.7)
+    example.features.feature["k"].int64_list.value.append(-(2**63))
+    (row,) = prediction_service_pb2_grpc.PredictionServiceStub(channel).Classify(request).result.classifications
+    (told,) = client.classify("examples", [{"x": 0.7, "k": -(2**63)}], "classify_both")
+    assert [(label, np.float32(score)) for label, score in told] == [(one.label, one.score) for one in row.classes]
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        (7, "an example is a dict of features, got int"),
+        ({3: 2.0}, "a feature's name is a str, got 3"),
+        ({"x": None}, "feature 'x' needs str, bytes, int, bool or float, got NoneType"),
+        ({"x": [[2.0]]}, "feature 'x' needs str, bytes, int, bool or float, got list"),
+        ({"x": [2.0, 3]}, "feature 'x' needs values of one kind, got float_list, int64_list"),
+        ({"k": 2**63}, "feature 'k' needs integers of 64 bits, got 9223372036854775808"),
+        ({"x": 1e39}, r"feature 'x' needs floats of 32 bits, got 1e+39"),
+        ({"k": "\udcff"}, "surrogates not allowed"),
+    ],
+)
+def test_an_example_that_no_server_could_read_is_not_sent(client, example, words):
+    for ask in (client.classify, client.regress):
+        code, side, message = refusal(ask, "examples", [example], "regress_x_to_y")
+        assert (code, side) == ("INVALID_ARGUMENT", "client")
+        assert words in message
+
+
+def test_what_the_server_refuses_of_examples_is_told(client):
+    assert refusal(client.classify, "examples", [])[:2] == ("INVALID_ARGUMENT", "server")
+    assert refusal(client.regress, "examples", [{"x": 2}], "regress_x_to_y")[:2] == ("INVALID_ARGUMENT", "server")
+    assert refusal(client.regress, "nix", [{"x": 2.0}])[:2] == ("NOT_FOUND", "server")
+    code, side, message = refusal(client.regress, "examples", [{"x": 2.0}], "classify_both")
+    assert (code, side) == ("INVALID_ARGUMENT", "server")
+    assert "Regress" in message
+
+
 # ---- Values, limits, addresses -------------------------------------------------------------------------------------
 
 
@@ -184,9 +247,11 @@ def test_numpy_comes_out_when_asked_for(server, transport):
     with Client(HOST, server.port, server.rest_api_port, transport=transport, numpy=True) as client:
         numbers = client.predict("half", np.float32([[1.0], [2.0], [5.0]]))["y"]
         words = client.predict("text", np.array(["a", b"\xff"], "O"), "echo")["echo"]
+        values = client.regress("examples", [{"x": 2.0}, {"x": 5.0}], "regress_x_to_y")
         if transport == "grpc":
             assert client.predict("typed", [1, 2], "bfloat16")["value"].dtype == np.float32
     assert (numbers.dtype, numbers.tolist()) == (np.float32, [[2.5], [3.0], [4.5]])
+    assert (values.dtype, values.tolist()) == (np.float32, [3.0, 4.5])
     assert (words.dtype, words.tolist()) == (np.dtype("O"), ["a", b"\xff"])
 
 
@@ -225,6 +290,8 @@ def test_arguments_out_of_range_are_refused_with_what_came():
 
 # ---- The asynchronous twin -----------------------------------------------------------------------------------------
 
+EXAMPLES = [{"x": 2.0}, {"x": 5.0, "k": 3}]
+
 
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
 def test_awaited_answers_and_errors_equal_the_waited_for(server, transport):
@@ -234,6 +301,8 @@ def test_awaited_answers_and_errors_equal_the_waited_for(server, transport):
         async with AsyncClient(*ports, transport=transport, timeout=30) as client:
             calls = [client.predict("half", [float(n)]) for n in range(7)]
             answers = [*await asyncio.gather(*calls), await client.metadata("half"), await client.status("half")]
+            answers.append(await client.classify("examples", EXAMPLES, "classify_both", context={"k": 7}))
+            answers.append(await client.regress("examples", EXAMPLES, "regress_x_to_y"))
             for model, inputs, signature in (("nix", ["a"], "serving_default"), ("half", {"z": [1.0]}, "nix")):
                 with pytest.raises(ServingError) as refused:
                     await client.predict(model, inputs, signature)
@@ -243,13 +312,15 @@ def test_awaited_answers_and_errors_equal_the_waited_for(server, transport):
     with Client(*ports, transport=transport, timeout=30) as client:
         told = [client.predict("half", [float(n)]) for n in range(7)]
         told += [client.metadata("half"), client.status("half")]
+        told.append(client.classify("examples", EXAMPLES, "classify_both", context={"k": 7}))
+        told.append(client.regress("examples", EXAMPLES, "regress_x_to_y"))
         told += [refusal(client.predict, "nix", ["a"]), refusal(client.predict, "half", {"z": [1.0]}, "nix")]
     assert asyncio.run(ask()) == told
 
 
 def test_both_clients_have_the_same_methods_and_arguments():
     public = [name for name in vars(_Questions) if not name.startswith("_")]
-    assert sorted(public) == ["metadata", "predict", "status"]
+    assert sorted(public) == ["classify", "metadata", "predict", "regress", "status"]
     for name in ("__init__", *public):
         assert inspect.signature(getattr(Client, name)) == inspect.signature(getattr(AsyncClient, name))
 
