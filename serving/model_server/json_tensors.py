@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import orjson
@@ -121,7 +121,8 @@ def _decode_rows(instances: Any, signature: Signature) -> dict[str, np.ndarray]:
         return {name: decode_tensor(name, instances, signature.inputs[name])}
     for row, instance in enumerate(instances):
         if not _is_named(instance):
-            raise invalid(f"Expecting object but got {kind_of(instance)} at item {row} of 'instances'.")
+            got = "list" if isinstance(instance, list) else kind_of(instance)
+            raise invalid(f"Expecting object but got {got} at item {row} of 'instances'.")
         if instance.keys() != signature.inputs.keys():
             _refuse_names(instance, row, signature)
     return {
@@ -177,10 +178,7 @@ def decode_tensor(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
         width = len(level[0])
         for item in level:
             if not isinstance(item, list) or len(item) != width:
-                got = f"{len(item)} elements" if isinstance(item, list) else kind_of(item)
-                raise invalid(
-                    f"Input {name!r} is ragged: at depth {len(shape) + 1} a list of {width} stands beside {got}."
-                )
+                _refuse_ragged(name, value, item, len(shape), width)
         shape.append(width)
         level = list(chain.from_iterable(level))
         if len(shape) > MAX_RANK:
@@ -191,6 +189,35 @@ def decode_tensor(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
     else:
         array = _numbers(name, level, spec.dtype)
     return array.reshape(shape)
+
+
+def _refuse_ragged(name: str, value: list, item: Any, depth: int, width: int) -> NoReturn:
+    """Tells of both: the list of another size, and the first row that is not like row 0."""
+    if isinstance(item, list):
+        told = f"Encountered list at unexpected size: {len(item)} at level: {depth} expected size: {width}."
+    else:
+        told = f"JSON Value: {short(item)} found at incorrect level: {depth + 1}."
+    shape, size = _extent(value[0])
+    for other_shape, other_size in map(_extent, value[1:]):
+        if other_size != size:
+            told += f" Expecting tensor size: {size} but got: {other_size}"
+            break
+        if other_shape != shape:
+            told += f" Expecting shape {shape} but got: {other_shape}"
+            break
+    raise invalid(f"Input {name!r} is ragged: {told}")
+
+
+def _extent(value: Any) -> tuple[list[int], int]:
+    """The sizes along the first elements, and the number of leaves."""
+    shape, size, level = [], 0, [value]
+    while level:
+        lists = [item for item in level if isinstance(item, list)]
+        size += len(level) - len(lists)
+        if isinstance(level[0], list):
+            shape.append(len(level[0]))
+        level = list(chain.from_iterable(lists))
+    return shape, size
 
 
 def _numbers(name: str, leaves: list, dtype: np.dtype) -> np.ndarray:
@@ -254,6 +281,8 @@ def check_double(name: str, number: float) -> None:
 
 def _refuse(name: str, leaves: list, dtype: np.dtype, allowed: set[type]) -> None:
     leaf = next(leaf for leaf in leaves if type(leaf) not in allowed)
+    if isinstance(leaf, list):
+        raise _deeper(name, leaf)
     raise invalid(
         f"Input {name!r}: JSON Value: {short(leaf)} Type: {kind_of(leaf)} is not of expected type: {type_name(dtype)}"
     )
@@ -272,9 +301,18 @@ def to_bytes(name: str, leaf: Any) -> bytes:
         raise invalid(f"JSON Parse error: Input {name!r}: half of a surrogate pair is no character.") from None
     except (binascii.Error, ValueError):
         raise invalid(f"Input {name!r}: Unable to base64 decode {short(leaf)}") from None
+    if isinstance(leaf, list):
+        raise _deeper(name, leaf)
     if isinstance(leaf, dict):
         raise invalid(f"Input {name!r}: {short(leaf)} is an Object not formatted correctly for base64 data")
     raise invalid(f"Input {name!r}: JSON Value: {short(leaf)} Type: {kind_of(leaf)} is not of expected type: string")
+
+
+def _deeper(name: str, leaf: list) -> StatusError:
+    return invalid(
+        f"Input {name!r} is ragged: Encountered list at unexpected level: {short(leaf)}. "
+        f"Expecting shape [] but got: {_extent(leaf)[0]}"
+    )
 
 
 def kind_of(value: Any) -> str:

@@ -42,11 +42,25 @@ def test_the_shape_is_that_of_the_lists(value, shape):
     assert json_tensors.decode_tensor("x", value, spec("float32")).shape == shape
 
 
-@pytest.mark.parametrize("value", [[[1], 2], [1, [2]], [[1], [2, 3]], [[[1]], [[2], [3]]], [[], [1]]])
-def test_ragged_lists_are_refused(value):
-    with pytest.raises(StatusError, match="'x'") as refused:
-        json_tensors.decode_tensor("x", value, spec("int32"))
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([[1], 2], "2 found at incorrect level: 2. Expecting shape [1] but got: []"),
+        ([1, [2]], "list at unexpected level: [2]. Expecting shape [] but got: [1]"),
+        (["a", ["b"]], 'list at unexpected level: ["b"]. Expecting shape [] but got: [1]'),
+        ([[1], [2, 3]], "at unexpected size: 2 at level: 1 expected size: 1. Expecting tensor size: 1 but got: 2"),
+        ([[1, 2], [[3, 4]]], "at level: 1 expected size: 2. Expecting shape [2] but got: [1, 2]"),
+        ([[[1]], [[2], [3]]], "Expecting tensor size: 1 but got: 2"),
+        ([[], [1]], "Expecting tensor size: 0 but got: 1"),
+        ([[[1], [2, 3]]], "at unexpected size: 2 at level: 2 expected size: 1."),
+    ],
+)
+def test_ragged_lists_are_refused_with_the_sizes_that_differ(value, words):
+    dtype = "string" if value[0] == "a" else "int32"
+    with pytest.raises(StatusError, match="Input 'x' is ragged") as refused:
+        json_tensors.decode_tensor("x", value, spec(dtype))
     assert refused.value.code == Code.INVALID_ARGUMENT
+    assert words in refused.value.message
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint32", "uint64"])
