@@ -46,7 +46,7 @@ def serve(models: list, values: dict) -> int:
     gc.freeze()
     try:
         server = ModelServer(models, **values)
-        server.start()
+        server.start(stopping)
     except flags.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -78,6 +78,41 @@ class ModelManager:
             self.poll()
         self._poller.start()
 
+    def wait_for_versions(self, stopping: threading.Event) -> None:
+        """Returns once every model has a version that loads or is tried again, or when `stopping` is set.
+
+        Raises:
+            StatusError: NOT_FOUND for a missing base path that is not looked at again; UNKNOWN for a model none of
+                whose versions loads, and none is tried again.
+        """
+        told: set[str] = set()
+        while self._poll_seconds >= 0 and not stopping.is_set():
+            awaited = [name for name in self.models if not self._is_settled(name)]
+            for name in set(awaited) - told:
+                base_path = self.models[name].base_path
+                logger.warning("model %s: there is no version yet below its base path %s", name, base_path)
+                told.add(name)
+                if self._poll_seconds == 0 and not base_path.is_dir():
+                    raise StatusError(Code.NOT_FOUND, f"model {name!r}: the base path is not a folder: {base_path}")
+            if not awaited or self._poll_seconds == 0:
+                self._refuse_hopeless()
+                return
+            stopping.wait(min(1.0, self._poll_seconds))
+
+    def _is_settled(self, name: str) -> bool:
+        records = list(self._records[name].values())
+        return any(record.state == "AVAILABLE" or record.error is not None for record in records)
+
+    def _refuse_hopeless(self) -> None:
+        lost = []
+        for name in self.models:
+            records = list(self._records[name].values())
+            if records and all(record.error and self._loader.next_try(record) == float("inf") for record in records):
+                lost += [f"{{name: {name} version: {one.version}}} due to error: {one.error}" for one in records]
+        if lost:
+            what = f"{len(lost)} servable(s) did not become available: {'; '.join(lost)}"
+            raise StatusError(Code.UNKNOWN, what)
+
     def stop(self) -> None:
         """Stops looking and frees every version that no call is using."""
         self._stopping.set()
@@ -139,6 +174,9 @@ class ModelManager:
                 f"another, got {config.WhichOneof('config') or 'an empty ModelServerConfig'}.",
             )
         models = read_models(config)
+        for model in models:
+            if not model.base_path.is_dir():
+                raise invalid(f"model {model.name!r}: the base path is not a folder: {model.base_path}")
         with self._reloading:
             added = [model.name for model in models if model.name not in self.models]
             self._adopt(models)

@@ -48,8 +48,8 @@ def parse_text(path: Path, config: message.Message) -> None:
     except OSError as error:
         raise StatusError(Code.NOT_FOUND, f"{path} cannot be read: {error.strerror}.") from error
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        kind = config.DESCRIPTOR.name
-        raise invalid(f"Invalid protobuf file: '{path}' is not a {kind}: {error}") from error
+        kind = config.DESCRIPTOR.full_name
+        raise invalid(f"Invalid protobuf file: '{path}': Error parsing text-format {kind}: {error}") from error
 
 
 def read_models(config: model_server_config_pb2.ModelServerConfig) -> list[ModelSettings]:
@@ -69,11 +69,9 @@ def read_models(config: model_server_config_pb2.ModelServerConfig) -> list[Model
 
 
 def check_model(model: ModelSettings) -> ModelSettings:
-    """The model itself. Raises: StatusError INVALID_ARGUMENT for a name no path can hold, or a missing base path."""
+    """The model itself. Raises: StatusError INVALID_ARGUMENT for a name no path can hold."""
     if not model.name or "/" in model.name or ":" in model.name:
         raise invalid(f"a model's name is not empty and has no '/' or ':', got {model.name!r}.")
-    if not model.base_path.is_dir():
-        raise invalid(f"model {model.name!r}: the base path is not a folder: {model.base_path}")
     return model
 
 

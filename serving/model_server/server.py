@@ -75,13 +75,19 @@ class ModelServer:
         self._rest: uvicorn.Server | None = None
         self._rest_thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Takes the ports, loads the models, then answers: who gets a connection gets an answer."""
+    def start(self, stopping: threading.Event | None = None) -> None:
+        """Takes the ports, loads the models, then listens: who gets a connection gets an answer.
+
+        A model without a version is waited for, as long as its base path is looked at and `stopping` is not set.
+        """
         flags = self._flags
         rest_socket = _bind(flags["host"], flags["rest_api_port"]) if flags["rest_api_port"] else None
         try:
-            self._bind_grpc()
+            if flags["port"]:
+                _bind(flags["host"], flags["port"]).close()  # a port in use is told at once, and in one line
             self.manager.start()
+            self.manager.wait_for_versions(stopping or threading.Event())
+            self._bind_grpc()
         except (UsageError, StatusError) as error:
             if rest_socket:
                 rest_socket.close()
@@ -122,8 +128,6 @@ class ModelServer:
     def _bind_grpc(self) -> None:
         flags = self._flags
         if flags["port"]:
-            # grpc reports a port in use in several lines on stderr; a look beforehand says it in one.
-            _bind(flags["host"], flags["port"]).close()
             self._add_port(f"{flags['host']}:{flags['port']}", f"{flags['host']}:{flags['port']}")
         if flags["grpc_socket_path"]:
             self._add_port(f"unix:{flags['grpc_socket_path']}", f"--grpc_socket_path={flags['grpc_socket_path']}")
@@ -139,6 +143,7 @@ class ModelServer:
 
     def _start_rest(self, listening: socket.socket) -> None:
         flags = self._flags
+        listening.listen(1024)
         timeout_seconds = flags["rest_api_timeout_in_ms"] / 1000
         app = rest.RestApp(self.manager, self._rest_pool, timeout_seconds, flags["rest_api_enable_cors_support"])
         self._rest = uvicorn.Server(
@@ -204,14 +209,13 @@ def _session_config(flags: dict[str, Any]) -> config_pb2.ConfigProto:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A bound and listening socket. Raises: UsageError naming the address."""
+    """A bound socket, which does not listen yet. Raises: UsageError naming the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns off Nagle's algorithm only where the protocol is named; with it on, an answer takes 44 ms, not 0.5.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen(1024)
     except OSError as error:
         listening.close()
         reason = "the port is in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)

@@ -134,6 +134,45 @@ def test_retries_end_after_their_number(base, manage):
     assert manager.status("half")[0].failures == 3
 
 
+def test_a_model_without_a_version_is_waited_for(base, save_half_plus, tmp_path):
+    shutil.rmtree(base)
+    manager, stopping, seen = ModelManager([ModelSettings("half", base)], poll_seconds=0.01), threading.Event(), []
+    manager.start()
+    waiting = threading.Thread(target=lambda: (manager.wait_for_versions(stopping), seen.append(half(manager, 3.0))))
+    waiting.start()
+    try:
+        base.mkdir()  # a base path without versions is waited for as well
+        save_half_plus(tmp_path / "staging", 2.0).rename(base / "2")
+        waiting.join(30)
+        assert seen == [(2, [3.5])]
+    finally:
+        stopping.set()
+        waiting.join()
+        manager.stop()
+
+
+def test_waiting_for_a_version_ends_when_it_is_stopped(base):
+    manager, stopping = ModelManager([ModelSettings("half", base)], poll_seconds=3600), threading.Event()
+    stopping.set()
+    manager.wait_for_versions(stopping)
+
+
+def test_a_model_of_which_nothing_loads_is_refused_unless_it_is_tried_again(base, manage):
+    corrupt(base / "3")
+    manage(loader=Loader(retry_seconds=3600, max_retries=1)).wait_for_versions(threading.Event())
+    with pytest.raises(
+        StatusError, match=r"1 servable\(s\) did not become available: .*half version: 3.*parse"
+    ) as refused:
+        manage(loader=Loader(max_retries=0)).wait_for_versions(threading.Event())
+    assert refused.value.code == Code.UNKNOWN
+
+
+def test_a_missing_base_path_that_is_not_looked_at_again_is_refused(base, manage):
+    base.rmdir()
+    with pytest.raises(StatusError, match=f"the base path is not a folder: {base}"):
+        manage().wait_for_versions(threading.Event())
+
+
 def test_a_half_written_folder_is_an_error_until_it_is_complete(base, manage, save_half_plus, tmp_path):
     (base / "2" / "variables").mkdir(parents=True)
     manager = manage()

@@ -93,7 +93,9 @@ def test_a_configuration_file_names_models(base, tmp_path):
     (model,) = flags.models_from_flags(flags.parse_flags([f"--model_config_file={config}", "--model_name=unused"]))
     assert (model.name, model.base_path) == ("a", base)
     config.write_text("nonsense")
-    with pytest.raises(flags.UsageError, match=f"Invalid protobuf file: '{config}' is not a ModelServerConfig"):
+    with pytest.raises(
+        flags.UsageError, match=f"Invalid protobuf file: '{config}': Error parsing text-format tensorflow"
+    ):
         flags.read_model_config(config)
 
 
@@ -102,8 +104,6 @@ def test_a_missing_configuration_or_model_is_named(tmp_path):
         flags.read_model_config(tmp_path / "nix")
     with pytest.raises(flags.UsageError, match="a model is needed"):
         flags.models_from_flags(flags.parse_flags([]))
-    with pytest.raises(flags.UsageError, match=f"not a folder: {tmp_path}/nix"):
-        flags.models_from_flags(flags.parse_flags([f"--model_base_path={tmp_path}/nix"]))
 
 
 def test_help_names_every_flag():

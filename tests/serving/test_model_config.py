@@ -44,7 +44,6 @@ def test_an_empty_configuration_names_no_models():
     ("entry", "words"),
     [
         ('base_path: "half" model_platform: "tensorflow"', "absolute path, got 'half'"),
-        ('base_path: "/nix/da" model_platform: "tensorflow"', "'a': the base path is not a folder: /nix"),
         ('name: "a/b" base_path: "/" model_platform: "tensorflow"', "has no '/' or ':', got 'a/b'"),
         ('name: "" base_path: "/" model_platform: "tensorflow"', "not empty"),
         ('base_path: "/"', "neither model_type"),
@@ -82,5 +81,6 @@ def test_a_text_protobuf_that_is_missing_or_wrong_is_named(tmp_path):
     assert refused.value.code == Code.NOT_FOUND
     for content in (b"nonsense", b"\xff\xfe"):
         (tmp_path / "bad").write_bytes(content)
-        with pytest.raises(StatusError, match=f"Invalid protobuf file: '{tmp_path}/bad' is not a ModelServerConfig"):
+        with pytest.raises(StatusError, match=f"Invalid protobuf file: '{tmp_path}/bad'") as refused:
             parse_text(tmp_path / "bad", config)
+        assert "Error parsing text-format tensorflow.serving.ModelServerConfig: " in refused.value.message
