@@ -20,6 +20,9 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", required=True, metavar="runs/NAME", help="the run's folder")
     fit.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     fit.add_argument("--tensorboard", action="store_true", help="also write the run's tensorboard/")
+    fit.add_argument(
+        "--strategy", choices=("mirrored", "multiworker"), help="train on all devices, or on TF_CONFIG's workers"
+    )
     evaluate = commands.add_parser("evaluate", help="measure a run on held-out data")
     evaluate.add_argument("run", metavar="runs/NAME")
     evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
@@ -77,9 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
             recipe.check_model()
             from training import evaluate, plot, run
 
-            fitted = run.fit(recipe, options.out, options.resume, tensorboard=options.tensorboard)
-            plot.draw(fitted.folder)
-            evaluate.show(evaluate.evaluate_run(fitted))
+            fitted = run.fit(
+                recipe, options.out, options.resume, tensorboard=options.tensorboard, strategy=options.strategy
+            )
+            if fitted.folder.is_dir():  # else the first worker does this
+                plot.draw(fitted.folder)
+                evaluate.show(evaluate.evaluate_run(fitted))
         else:
             import_tensorflow()
             from training import evaluate

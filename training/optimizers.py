@@ -11,14 +11,18 @@ def schedule(recipe: Recipe) -> WarmUp:
     return WarmUp(recipe.learning_rate, recipe.warmup_steps, recipe.steps, recipe.decay)
 
 
-def optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
+def optimizer(recipe: Recipe, adamw: type = keras.optimizers.AdamW) -> keras.optimizers.Optimizer:
     """AdamW (Loshchilov and Hutter 2019) without decay of norms and biases, as BERT was trained.
 
     In float16 the loss is scaled, and an update whose gradients overflow is left out (Micikevicius et al. 2018,
     section 3.2).
+
+    Args:
+        recipe: of the run.
+        adamw: the class; one of `training.strategies` on several devices.
     """
     averaged = {} if recipe.ema_momentum is None else {"use_ema": True, "ema_momentum": recipe.ema_momentum}
-    made = keras.optimizers.AdamW(
+    made = adamw(
         schedule(recipe),
         weight_decay=recipe.weight_decay,
         beta_2=recipe.beta_2,

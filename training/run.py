@@ -18,7 +18,7 @@ import tensorflow as tf
 
 import keras_seq
 from keras_seq.text import load_tokenizer, train_tokenizer
-from training import pipelines
+from training import pipelines, strategies
 from training.checkpointing import Checkpoints
 from training.corpora import corpus_of
 from training.feed import Feed
@@ -27,6 +27,7 @@ from training.optimizers import optimizer
 from training.progress import Progress
 from training.readers import Files
 from training.recipes import Recipe, RecipeError, model_class
+from training.strategies import ONE_DEVICE, OneDevice
 from training.watch import Watch
 
 SAMPLE = 200_000  # examples of a stream
@@ -163,7 +164,7 @@ def whole_documents(documents: Any) -> list[str]:
     return ["\n".join(lines) for lines in documents]
 
 
-def compile_model(recipe: Recipe, model: keras.Model) -> None:
+def compile_model(recipe: Recipe, model: keras.Model, devices: OneDevice = ONE_DEVICE) -> None:
     """Optimizer, losses that count real tokens only, and metrics."""
     loss: Any = keras_seq.TokenCrossentropy(recipe.label_smoothing)
     metrics: Any = [keras_seq.TokenLoss(recipe.label_smoothing), keras_seq.TokenPerplexity(), keras_seq.TokenAccuracy()]
@@ -174,10 +175,19 @@ def compile_model(recipe: Recipe, model: keras.Model) -> None:
         }
     if recipe.architecture == "bert-classify":
         metrics = [metrics[0], keras_seq.TokenAccuracy()]
-    model.compile(optimizer(recipe), loss=loss, weighted_metrics=metrics, jit_compile=recipe.jit_compile)
+    loss = {name: devices.loss(one) for name, one in loss.items()} if isinstance(loss, dict) else devices.loss(loss)
+    compiled = recipe.jit_compile or keras.backend.backend() == "jax"  # else JAX takes operation after operation
+    model.compile(optimizer(recipe, devices.adamw), loss=loss, weighted_metrics=metrics, jit_compile=compiled)
 
 
-def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = True, tensorboard: bool = False) -> Run:
+def fit(
+    recipe: Recipe,
+    out: str | Path,
+    resume: bool = False,
+    progress: bool = True,
+    tensorboard: bool = False,
+    strategy: str | None = None,
+) -> Run:
     """Trains a recipe into a folder; with `resume` goes on from its last checkpoint.
 
     Args:
@@ -186,9 +196,10 @@ def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = 
         resume: go on where an interrupted run with the same recipe stopped.
         progress: show progress in the terminal.
         tensorboard: also write the measures of each epoch for TensorBoard, into the folder's tensorboard/.
+        strategy: train on several devices: "mirrored", all of this machine, or "multiworker", those of TF_CONFIG.
 
     Returns:
-        The run, its files in place.
+        The run, its files in place (with "multiworker" those that the first worker wrote).
 
     Raises:
         RecipeError: the recipe does not fit its corpus, or the folder holds a run of another recipe.
@@ -196,14 +207,21 @@ def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = 
         FileNotFoundError: a file of the corpus, or the run to start from, is missing.
         NotFiniteError: the loss is no number; which step and which lines, the message says.
     """
+    devices = strategies.find(strategy)
     recipe.check_model()
+    devices.check(recipe)
     if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError(
             "--tensorboard needs the package tensorboard, which is not installed: pip install tensorboard."
         )
-    folder, started = Path(out), time.perf_counter()
-    _check_folder(recipe, folder, resume)
     _check_start(recipe)
+    with strategies.writable(out, devices.rank, resume) as folder:
+        return _fit(recipe, folder, resume, progress and devices.rank == 0, tensorboard, devices)
+
+
+def _fit(recipe: Recipe, folder: Path, resume: bool, progress: bool, tensorboard: bool, devices: OneDevice) -> Run:
+    started = time.perf_counter()
+    _check_folder(recipe, folder, resume)
     if (folder / "model.keras").exists():
         return load_run(folder)
     _set_seeds(recipe)
@@ -218,20 +236,23 @@ def fit(recipe: Recipe, out: str | Path, resume: bool = False, progress: bool = 
             write_beside(folder / "labels.txt", lambda beside: beside.write_text(names, "utf-8"))
         write_json(folder / "recipe.json", recipe.to_dict())
     tokenizers, labels = _tokenizers(folder), _labels(folder)
-    model = build_model(recipe, *tokenizers, labels)
-    run = Run(folder, recipe, model, *tokenizers, labels)
-    trained = model.packed_model if recipe.pack_documents else model
-    compile_model(recipe, trained)
-    trained.optimizer.build(trained.trainable_variables)  # left to the first step, that step would be traced twice
-    kept = Checkpoints(recipe, folder, started)
-    kept.set_model(trained)
-    kept.restore(trained)
-    if not kept.done:
-        _train(run, trained, kept, examples, validation, progress, tensorboard)
-    kept.take_final_weights()
+    with devices.scope():
+        model = build_model(recipe, *tokenizers, labels)
+        run = Run(folder, recipe, model, *tokenizers, labels)
+        trained = model.packed_model if recipe.pack_documents else model
+        compile_model(recipe, trained, devices)
+        trained.optimizer.build(trained.trainable_variables)  # left to the first step, that step would be traced twice
+        kept = Checkpoints(recipe, folder, started)
+        kept.set_model(trained)
+        kept.restore(trained)
+        if not kept.done:
+            _train(run, trained, kept, examples, validation, progress, tensorboard, devices)
+        kept.take_final_weights()
     write_json(folder / "metrics.json", _measures(kept, model))
-    write_beside(folder / "model.keras", _without_optimizer(model).save)
-    return run
+    plain = _without_optimizer(model)
+    write_beside(folder / "model.keras", plain.save)
+    devices.meet()
+    return run if devices is ONE_DEVICE else run._replace(model=plain)
 
 
 def _set_seeds(recipe: Recipe) -> None:
@@ -241,7 +262,14 @@ def _set_seeds(recipe: Recipe) -> None:
 
 
 def _train(
-    run: Run, model: keras.Model, kept: Checkpoints, examples: Any, validation: Any, progress: bool, tensorboard: bool
+    run: Run,
+    model: keras.Model,
+    kept: Checkpoints,
+    examples: Any,
+    validation: Any,
+    progress: bool,
+    tensorboard: bool,
+    devices: OneDevice = ONE_DEVICE,
 ) -> None:
     """The steps that are left, in the epochs that are left, the first of them perhaps from its middle."""
     recipe = run.recipe
@@ -254,13 +282,17 @@ def _train(
         callbacks.append(kept.averages)
     if tensorboard:
         callbacks.append(keras.callbacks.TensorBoard(run.folder / "tensorboard", write_graph=False))
-    held_out = dataset(recipe, validation, run, None)
+    batches = dataset(recipe, validation, run, None)
+    devices.build(model, next(iter(batches)))
     if kept.step:
-        model.evaluate(held_out.take(1), verbose=0)  # makes the measures, or the epoch's could not be put back
+        first, steps = devices.held_out(batches.take(1))
+        model.evaluate(first, steps=steps, verbose=0)  # makes the measures, or the epoch's could not be put back
+    held_out, steps = devices.held_out(batches)
     try:
         model.fit(
-            feed.dataset(),
+            devices.feed(feed.dataset()),
             validation_data=held_out,
+            validation_steps=steps,
             epochs=-(-recipe.steps // recipe.steps_per_epoch),
             initial_epoch=kept.epochs,
             steps_per_epoch=recipe.steps_per_epoch,
