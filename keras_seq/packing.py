@@ -2,6 +2,8 @@
 it was trained in. In KerasHub's words: a start-end packer and a multi-segment packer.
 """
 
+MAX_WINDOWS = 32  # of a context, where it is answered from: what lies beyond is not read
+
 
 def pack_start_end(rows, start_token_id=None, end_token_id=None):
     """One token put before, one after every row.

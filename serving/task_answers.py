@@ -9,12 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_seq import best_spans, characters
-from keras_seq.packing import pack_windows
+from keras_seq.packing import MAX_WINDOWS, pack_windows
 from serving.bert_text import BERTText, Rows
 
 NUM_SPANS = 5
 MAX_ANSWER = 30  # tokens of an answer
-MAX_WINDOWS = 32  # of a context, each half over the one before: what lies beyond is not read
 IMPOSSIBLE = -1e8  # scores below are those of hidden positions
 
 

@@ -2,20 +2,22 @@
 
 Each corpus is a function of a split ("train", "validation", "test"), a greatest number of examples (None: all there
 are; of one long text: characters) and a seed, and gives a list: of pairs, of lines, of documents (lists of lines), of
-(text, label), or one long text.
+(text, label), of (words, labels), of (first, second, label or score), of Question, of Choice, or one long text.
 """
 
 import functools
 import gzip
+import hashlib
 import itertools
 import os
 import random
+import xml.etree.ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from training import grammar
-from training.readers import READERS, Files
+from training.readers import READERS, Choice, Files, Question, squad_articles
 
 SPLITS = ("train", "validation", "test")
 DATA = "KERAS_SEQ_DATA"
@@ -23,7 +25,10 @@ GRAMMAR_COUNT = {"train": 100_000, "validation": 500, "test": 1_000}
 
 
 class Corpus(NamedTuple):
-    """What a corpus holds ("pairs", "lines", "documents", "labelled" or "text") and the function that reads it."""
+    """What a corpus holds and the function that reads it.
+
+    Kinds: "pairs", "lines", "documents", "labelled", "tokens", "spans", "choices", "couples", "scored" or "text".
+    """
 
     kind: str
     read: Callable[[str, int | None, int], Any]
@@ -113,6 +118,45 @@ def _nsmc_unlabelled(split: str, count: int | None, seed: int) -> list[list[str]
     return _some(kept, count, seed)
 
 
+def _wnut17(split: str, count: int | None, seed: int) -> list[tuple[list[str], list[str]]]:
+    """Derczynski et al. 2017, with the splits of the shared task."""
+    name = {"train": "wnut17train.conll", "validation": "emerging.dev.conll", "test": "emerging.test.annotated"}[split]
+    return _some(list(READERS["conll"].read(str(data_file(f"wnut17/{name}")), ["0", "-1"])), count, seed)
+
+
+def own_split(name: str) -> str:
+    """Of data that has no split: a fifth tests and a tenth validates, by a hash of the name, whatever the order."""
+    bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % 10
+    return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
+
+
+def _squad(file: str, split: str, count: int | None, seed: int) -> list[Question]:
+    """All questions about an article are in one split."""
+    articles = squad_articles(str(data_file(file)))
+    return _some([one for title, ones in articles if own_split(title) == split for one in ones], count, seed)
+
+
+# Roemmele et al. 2011: each item asks for the cause or for the effect of its premise.
+_COPA_QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
+
+
+def _copa(split: str, count: int | None, seed: int) -> list[Choice]:
+    examples = []
+    for item in xml.etree.ElementTree.parse(data_file("copa/copa-dev.xml")).iter("item"):
+        if own_split(item.attrib["id"]) == split:
+            prompt, *choices = (item.findtext(name) or "" for name in ("p", "a1", "a2"))
+            prompt = f"{prompt} {_COPA_QUESTIONS[item.attrib['asks-for']]}"
+            examples.append(Choice(prompt, choices, int(item.attrib["most-plausible-alternative"]) - 1))
+    return _some(examples, count, seed)
+
+
+def _korsts(split: str, count: int | None, seed: int) -> list[tuple[str, str, str]]:
+    """Ham et al. 2020: two sentences and how alike they are, 0 to 5."""
+    name = {"train": "train", "validation": "dev", "test": "test"}[split]
+    rows = READERS["tsv-scored"].read(str(data_file(f"korsts/sts-{name}.tsv")), ["sentence1", "sentence2", "score"])
+    return _some(list(rows), count, seed)
+
+
 CORPORA = {
     "grammar-pairs": _grammar("pairs", grammar.sentence_pairs),
     "grammar-lines": _grammar("lines", _grammar_lines),
@@ -122,6 +166,11 @@ CORPORA = {
     "tinyshakespeare": Corpus("text", _tinyshakespeare),
     "nsmc": Corpus("labelled", _nsmc),
     "nsmc-unlabelled": Corpus("documents", _nsmc_unlabelled),
+    "wnut17": Corpus("tokens", _wnut17),
+    "xquad": Corpus("spans", functools.partial(_squad, "xquad/xquad.en.json")),
+    "korquad": Corpus("spans", functools.partial(_squad, "korquad/KorQuAD_v1.0_dev.json.gz")),
+    "copa": Corpus("choices", _copa),
+    "korsts": Corpus("scored", _korsts),
 }
 
 

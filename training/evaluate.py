@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from training.corpora import corpus_of
 from training.files import write_json
-from training.in_process import BATCH, InProcess
+from training.in_process import BATCH, SPANS, InProcess, joined, labels_of_words
 from training.run import Run, load_run, whole_documents
 from training.task_measures import MEASURED
 
@@ -22,14 +22,17 @@ class Endpoint:
         ports: dict[str, Any] = {"port": port} if transport == "grpc" else {"rest_api_port": port}
         self.client, self.name = Client(host, transport=transport, **ports), name
 
-    def _ask(self, signature: str, outputs: Sequence[str], **inputs: Sequence[Any]) -> list[list]:
-        """The answers to all rows, asked a batch at a time: one list an output."""
+    def _ask(
+        self, signature: str, outputs: Sequence[str], size: int | None = None, **inputs: Sequence[Any]
+    ) -> list[list]:
+        """The answers to all rows, asked `size` (None: BATCH) at a time: one list an output."""
         from serving.client import ServingError
 
         count = len(next(iter(inputs.values())))
         answers: list[list] = [[] for _ in outputs]
-        for start in range(0, count, BATCH):
-            some = {name: list(values[start : start + BATCH]) for name, values in inputs.items()}
+        size = size or BATCH
+        for start in range(0, count, size):
+            some = {name: list(values[start : start + size]) for name, values in inputs.items()}
             try:
                 told = self.client.predict(self.name, some, signature)
                 for kept, output in zip(answers, outputs):
@@ -55,6 +58,37 @@ class Endpoint:
     def follows(self, firsts: Sequence[str], seconds: Sequence[str]) -> list[float]:
         """The probability that each second sentence follows the first."""
         return self._ask("next_sentence", ["probability"], first=firsts, second=seconds)[0]
+
+    def tag(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+        """The label of each word: that of the token that begins it."""
+        told = zip(*self._ask("tag", ["starts", "labels"], text=joined(sentences)))
+        answers = []
+        for words, (starts, labels) in zip(sentences, told):
+            count = sum(label != "" for label in labels)  # the rest is padding
+            answers.append(labels_of_words(words, starts[:count], labels[:count]))
+        return answers
+
+    def find(self, questions: Sequence[str], contexts: Sequence[str], null: bool) -> list[str]:
+        """The best answer in each context; with `null` "" where no answer scores more."""
+        asked = {"question": questions, "context": contexts}
+        if null:
+            return self._ask("answer", ["answer"], SPANS, **asked)[0]
+        return [row[0] for row in self._ask("spans", ["answers"], SPANS, **asked)[0]]
+
+    def choose(self, prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> list[int]:
+        """The number of the likeliest choice of each prompt, from 0."""
+        most = max(map(len, choices))
+        filled = [[*row, *[""] * (most - len(row))] for row in choices]
+        told = self._ask("choose", ["probabilities"], prompt=prompts, choices=filled)[0]
+        return [max(range(len(row)), key=row.__getitem__) for row in told]
+
+    def classify_pairs(self, firsts: Sequence[str], seconds: Sequence[str]) -> list[str]:
+        """The likeliest label of each pair."""
+        return self._ask("classify", ["label"], first=firsts, second=seconds)[0]
+
+    def similarity(self, firsts: Sequence[str], seconds: Sequence[str]) -> list[float]:
+        """The expected number of the scale for each pair."""
+        return self._ask("similarity", ["similarity"], first=firsts, second=seconds)[0]
 
 
 def endpoint(options: argparse.Namespace) -> Endpoint | None:

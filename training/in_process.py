@@ -8,6 +8,7 @@ import numpy as np
 from training.run import Run
 
 BATCH = 100  # texts asked at once
+SPANS = 20  # questions, each with all windows of its context
 
 
 class InProcess:
@@ -70,7 +71,7 @@ class InProcess:
         answers = []
         for start in range(0, len(texts), BATCH):
             some = texts[start : start + BATCH]
-            rows = token_rows(self.run.tokenizer, some, self.run.recipe.max_sequence_length - 2)
+            rows = token_rows(self.run.tokenizer, some, self._limit - 2)
             logits = self.run.model(_dense(segments((rows,), self.run.tokenizer)), training=False)
             answers += [labels[i] for i in np.argmax(logits, axis=-1)]
         return answers
@@ -97,12 +98,105 @@ class InProcess:
         logits = self.run.model({**inputs, "mask_positions": places[None]}, training=False)["masked_lm"]
         return [tokenizer.id_to_token(int(i)) for i in np.argmax(logits, axis=-1)[0]]
 
+    def tag(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+        """The label of each word: that of its first sub-word."""
+        from training.fine_tuning import with_offsets
+        from training.pipelines import segments
+
+        names, answers = self.run.labels or [], []
+        for start in range(0, len(sentences), BATCH):
+            some = sentences[start : start + BATCH]
+            ids, starts, _ = (part[:, : self._limit - 2] for part in with_offsets(self.run.tokenizer, joined(some)))
+            best = np.argmax(self.run.model(_dense(segments((ids,), self.run.tokenizer)), training=False), axis=-1)
+            for words, row, places in zip(some, best, starts.to_list()):
+                answers.append(labels_of_words(words, places, [names[i] for i in row[1 : 1 + len(places)]]))
+        return answers
+
+    def find(self, questions: Sequence[str], contexts: Sequence[str], null: bool) -> list[str]:
+        """The best answer in each context; with `null` "" where no answer scores more."""
+        answers = []
+        for start in range(0, len(questions), SPANS):
+            chosen = slice(start, start + SPANS)
+            answers += self._find(questions[chosen], contexts[chosen], null)
+        return answers
+
+    def _find(self, questions: Sequence[str], contexts: Sequence[str], null: bool) -> list[str]:
+        from keras_seq import best_spans
+        from keras_seq.packing import MAX_WINDOWS, pack_windows
+        from training.fine_tuning import with_offsets
+        from training.pipelines import token_rows
+
+        tokenizer, limit = self.run.tokenizer, self._limit
+        ids, starts, ends = with_offsets(tokenizer, contexts)
+        asked = token_rows(tokenizer, questions, (limit - 3) // 2)
+        packed = pack_windows(asked, ids, tokenizer.start_token_id, tokenizer.end_token_id, limit, MAX_WINDOWS)
+        inputs = _dense({name: packed[name] for name in ("token_ids", "segment_ids")})
+        begins, lengths = packed["starts"].numpy()[:, None], packed["token_ids"].row_lengths().numpy()[:, None]
+        places = np.arange(inputs["token_ids"].shape[1])[None]
+        inputs["answer_mask"] = (places >= begins) & (places < lengths - 1)
+        logits = self.run.model(inputs, training=False)
+        found = {
+            name: np.asarray(one) for name, one in best_spans(logits["start_logits"], logits["end_logits"]).items()
+        }
+        best = [(0.0 if null else -np.inf, "")] * len(questions)
+        for window, row in enumerate(packed["rows"].numpy()):
+            score = -float(found["null_difference"][window])
+            if inputs["answer_mask"][window].any() and score > best[row][0]:
+                shift = int(packed["firsts"][window] - packed["starts"][window])
+                first, last = (int(found[side][window, 0]) + shift for side in ("starts", "ends"))
+                text = contexts[row].encode()[int(starts[row][first]) : int(ends[row][last])]
+                best[row] = (score, text.decode(errors="replace"))
+        return [text for _, text in best]
+
+    def choose(self, prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> list[int]:
+        """The number of the likeliest choice of each prompt, from 0."""
+        answers = []
+        for prompt, row in zip(prompts, choices):
+            inputs = {name: part[None] for name, part in self._pair([prompt] * len(row), row).items()}
+            answers.append(int(np.argmax(self.run.model(inputs, training=False)[0])))
+        return answers
+
+    def classify_pairs(self, firsts: Sequence[str], seconds: Sequence[str]) -> list[str]:
+        """The likeliest label of each pair."""
+        return [(self.run.labels or [])[i] for i in np.argmax(self._pair_logits(firsts, seconds), axis=-1)]
+
+    def similarity(self, firsts: Sequence[str], seconds: Sequence[str]) -> list[float]:
+        """The expected number of the scale for each pair."""
+        logits = self._pair_logits(firsts, seconds)
+        shares = np.exp(logits - logits.max(-1, keepdims=True))
+        scale = np.array([float(label) for label in self.run.labels or []])
+        return list(shares @ scale / shares.sum(-1))
+
+    def _pair_logits(self, firsts: Sequence[str], seconds: Sequence[str]) -> np.ndarray:
+        logits = []
+        for start in range(0, len(firsts), BATCH):
+            inputs = self._pair(firsts[start : start + BATCH], seconds[start : start + BATCH])
+            logits.append(np.asarray(self.run.model(inputs, training=False), "float64"))
+        return np.concatenate(logits)
+
+    @property
+    def _limit(self) -> int:
+        """A served model reads as many positions as it has, whatever the recipe trained on."""
+        return self.run.model.backbone.max_sequence_length
+
     def _pair(self, firsts: Sequence[str], seconds: Sequence[str]) -> dict[str, Any]:
         from training.pipelines import segments, token_rows
 
-        half = (self.run.recipe.max_sequence_length - 3) // 2
+        half = (self._limit - 3) // 2
         rows = [token_rows(self.run.tokenizer, texts, half) for texts in (firsts, seconds)]
         return _dense(segments(rows, self.run.tokenizer))
+
+
+def joined(sentences: Sequence[Sequence[str]]) -> list[str]:
+    """Words as a text, of which `first_pieces` finds them again."""
+    return [" ".join(words) for words in sentences]
+
+
+def labels_of_words(words: Sequence[str], starts: Sequence[int], labels: Sequence[str]) -> list[str]:
+    """Of labelled tokens those that begin a word; a word without a token, or beyond what was read, is in no entity."""
+    from training.fine_tuning import OUTSIDE, first_pieces
+
+    return [OUTSIDE if piece is None else labels[piece] for piece in first_pieces(words, starts)]
 
 
 def _dense(rows: dict[str, Any]) -> dict[str, Any]:

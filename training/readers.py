@@ -36,6 +36,14 @@ class Question(NamedTuple):
     answers: list[tuple[str, int]]
 
 
+class Choice(NamedTuple):
+    """A prompt and its possible continuations, of which the one at `label` is right."""
+
+    prompt: str
+    choices: list[str]
+    label: int
+
+
 def open_text(path: str) -> Any:
     """A text file, unpacked if it is gzip; what is no UTF-8 becomes U+FFFD, as in the tokenizers."""
     opener = gzip.open if str(path).endswith(".gz") else open
@@ -99,6 +107,19 @@ def _jsonl(path: str, columns: list[str]) -> Iterator[Any]:
                 raise ValueError(f"{path}, line {number} needs an object with {columns}, got {line[:60]!r}") from error
 
 
+def _jsonl_choices(path: str, columns: list[str]) -> Iterator[Choice]:
+    """Fields: the prompt, the list of its choices, the number of the right one from 0."""
+    for number, line in lines(path):
+        if line.strip():
+            try:
+                prompt, choices, label = (json.loads(line)[column] for column in columns)
+                one = Choice(str(prompt), [str(choice) for choice in choices], int(label))
+                one.choices[one.label]
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise ValueError(f"{path}, line {number} needs an object with {columns}, got {line[:60]!r}") from error
+            yield one
+
+
 def _fields(row: Any, columns: list[str]) -> Any:
     """The fields as text; a name such as translation.de goes into an object within."""
     values = []
@@ -123,16 +144,23 @@ def _conll(path: str, columns: list[str]) -> Iterator[tuple[list[str], list[str]
             yield [cells[token] for *_, cells in rows], [cells[label] for *_, cells in rows]
 
 
-def _squad(path: str, columns: list[str]) -> Iterator[Question]:
+def squad_articles(path: str) -> Iterator[tuple[str, list[Question]]]:
+    """The title of each article ("" where it has none) and its questions."""
     with open_text(path) as file:
         try:
             for article in json.load(file)["data"]:
+                questions = []
                 for paragraph in article["paragraphs"]:
                     for one in paragraph["qas"]:
                         answers = [(answer["text"], int(answer["answer_start"])) for answer in one["answers"]]
-                        yield Question(str(one["id"]), one["question"], paragraph["context"], answers)
+                        questions.append(Question(str(one["id"]), one["question"], paragraph["context"], answers))
+                yield str(article.get("title", "")), questions
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not in SQuAD's form: {type(error).__name__} {error}") from error
+
+
+def _squad(path: str, columns: list[str]) -> Iterator[Question]:
+    return itertools.chain.from_iterable(questions for _, questions in squad_articles(path))
 
 
 def _tfds(name: str, columns: list[str]) -> Iterator[Any]:
@@ -158,9 +186,12 @@ READERS = {
     "text-running": Reader("text", _text),
     "tsv-pairs": Reader("pairs", _tsv, "0,1"),
     "tsv-labelled": Reader("labelled", _tsv, "0,1"),
+    "tsv-couples": Reader("couples", _tsv, "0,1,2"),
+    "tsv-scored": Reader("scored", _tsv, "0,1,2"),
     "jsonl-lines": Reader("lines", _jsonl, "text"),
     "jsonl-pairs": Reader("pairs", _jsonl, "source,target"),
     "jsonl-labelled": Reader("labelled", _jsonl, "text,label"),
+    "jsonl-choices": Reader("choices", _jsonl_choices, "prompt,choices,label"),
     "conll": Reader("tokens", _conll, "0,-1"),
     "squad": Reader("spans", _squad),
     "tfds-lines": Reader("lines", _tfds, "text"),

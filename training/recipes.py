@@ -19,6 +19,11 @@ ARCHITECTURES = {
     "transformer": "pairs",
     "bert": "documents",
     "bert-classify": "labelled",
+    "bert-tokens": "tokens",
+    "bert-spans": "spans",
+    "bert-choices": "choices",
+    "bert-pairs": "couples",
+    "bert-similarity": "scored",
     "gpt": "lines, documents or text",
 }
 TOKENIZERS = ("wordpiece", "bpe", "char", "word")
@@ -295,6 +300,9 @@ _PAIRS: dict[str, Any] = {
     "max_sequence_length": 48,
 }
 
+# For English there is no unlabelled text here to pre-train on: these begin from nothing, or from a run of the user's.
+_SMALL_BERT = {"num_layers": 4, "num_heads": 4, "hidden_dim": 256, "intermediate_dim": 1024, "dropout": 0.1}
+
 RECIPES = {
     "demo-seq2seq": Recipe(
         architecture="seq2seq",
@@ -423,6 +431,65 @@ RECIPES = {
         bucket_width=8,
         warmup_steps=300,
         learning_rate=2e-4,
+        start_from="runs/nsmc-bert",
+    ),
+    "wnut17-bert-tokens": Recipe(
+        architecture="bert-tokens",
+        corpus="wnut17",
+        tokenizer="wordpiece",
+        vocabulary_size=8000,
+        model=_SMALL_BERT,
+        max_sequence_length=128,
+        steps=1500,
+        steps_per_epoch=100,
+        early_stopping=4,
+        learning_rate=5e-4,
+    ),
+    "xquad-bert-spans": Recipe(
+        architecture="bert-spans",
+        corpus="xquad",
+        tokenizer="wordpiece",
+        vocabulary_size=8000,
+        lowercase=True,
+        model=_SMALL_BERT,
+        max_sequence_length=128,
+        steps=1000,
+        steps_per_epoch=100,
+        tokens_per_batch=4096,
+        early_stopping=3,
+        learning_rate=3e-4,
+    ),
+    "korquad-bert-spans": Recipe(
+        architecture="bert-spans",
+        corpus="korquad",
+        steps=3000,
+        steps_per_epoch=250,
+        tokens_per_batch=4096,
+        early_stopping=3,
+        learning_rate=2e-4,
+        start_from="runs/nsmc-bert",
+    ),
+    "copa-bert-choices": Recipe(
+        architecture="bert-choices",
+        corpus="copa",
+        tokenizer="wordpiece",
+        vocabulary_size=2000,
+        lowercase=True,
+        model=_SMALL_BERT,
+        steps=200,
+        steps_per_epoch=20,
+        early_stopping=4,
+        warmup_steps=20,
+        learning_rate=3e-4,
+    ),
+    "korsts-bert-similarity": Recipe(
+        architecture="bert-similarity",
+        corpus="korsts",
+        steps=1500,
+        steps_per_epoch=100,
+        tokens_per_batch=4096,
+        early_stopping=4,
+        learning_rate=1e-4,
         start_from="runs/nsmc-bert",
     ),
 }

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 import keras_seq
 from keras_seq.text import load_tokenizer, train_tokenizer
-from training import pipelines, strategies
+from training import fine_tuning, pipelines, strategies
 from training.checkpointing import Checkpoints
 from training.corpora import corpus_of
 from training.feed import Feed
@@ -100,6 +100,8 @@ def _train_tokenizers(recipe: Recipe, examples: Any, folder: Path) -> None:
         train("tokenizer", [line for document in examples for line in document])
     elif kind == "text":
         train("tokenizer", examples.splitlines(keepends=True))
+    elif kind in fine_tuning.TASKS:
+        train("tokenizer", fine_tuning.texts_of(kind, examples))
     else:
         train("tokenizer", [example if kind == "lines" else example[0] for example in examples])
 
@@ -107,9 +109,9 @@ def _train_tokenizers(recipe: Recipe, examples: Any, folder: Path) -> None:
 def build_model(recipe: Recipe, tokenizer: Any, target_tokenizer: Any, labels: list[str] | None) -> keras.Model:
     """The recipe's model with fresh weights, or with those of the run it starts from."""
     kind, arguments = recipe.architecture, {**recipe.model, "dtype": recipe.dtype}
-    if kind == "bert-classify" and recipe.start_from is not None:
+    if kind.startswith("bert-") and recipe.start_from is not None:
         backbone = keras.saving.load_model(Path(recipe.start_from) / "model.keras").backbone
-        return keras_seq.BERTClassifier(backbone, len(labels or ()))
+        return _with_head(recipe, backbone, labels)
     if recipe.start_from is not None:
         return keras.saving.load_model(Path(recipe.start_from) / "model.keras")
     cls = model_class(kind)
@@ -123,7 +125,13 @@ def build_model(recipe: Recipe, tokenizer: Any, target_tokenizer: Any, labels: l
         raise RecipeError(f"The recipe's model={dict(recipe.model)} does not fit {cls.__name__}: {error}") from error
     if kind == "gpt":
         return model
-    return keras_seq.BERTForPreTraining(model) if kind == "bert" else keras_seq.BERTClassifier(model, len(labels or ()))
+    return keras_seq.BERTForPreTraining(model) if kind == "bert" else _with_head(recipe, model, labels)
+
+
+def _with_head(recipe: Recipe, backbone: keras.Model, labels: list[str] | None) -> keras.Model:
+    if recipe.architecture == "bert-classify":
+        return keras_seq.BERTClassifier(backbone, len(labels or ()))
+    return fine_tuning.TASKS[corpus_of(recipe).kind].model(backbone, labels or ())
 
 
 def dataset(recipe: Recipe, examples: Any, run: Run, seed: int | None, start_step: int = 0) -> tf.data.Dataset:
@@ -150,6 +158,8 @@ def dataset(recipe: Recipe, examples: Any, run: Run, seed: int | None, start_ste
 
         pairs = _changed(examples, sentence_pairs)
         batches = pipelines.masked_pairs(pairs, run.tokenizer, *bounds, whole_words=recipe.whole_words)
+    elif kind in fine_tuning.TASKS:
+        batches = fine_tuning.batches(kind, examples, run.labels or (), run.tokenizer, *bounds)
     else:
         batches = pipelines.labelled_text(examples, run.labels or [], run.tokenizer, *bounds)
     return batches if seed is not None else pipelines.counted(batches)
@@ -175,6 +185,8 @@ def compile_model(recipe: Recipe, model: keras.Model, devices: OneDevice = ONE_D
         }
     if recipe.architecture == "bert-classify":
         metrics = [metrics[0], keras_seq.TokenAccuracy()]
+    if (kind := corpus_of(recipe).kind) in fine_tuning.TASKS:
+        loss, metrics = fine_tuning.loss_and_metrics(kind, recipe.label_smoothing)
     loss = {name: devices.loss(one) for name, one in loss.items()} if isinstance(loss, dict) else devices.loss(loss)
     compiled = recipe.jit_compile or keras.backend.backend() == "jax"  # else JAX takes operation after operation
     model.compile(optimizer(recipe, devices.adamw), loss=loss, weighted_metrics=metrics, jit_compile=compiled)
@@ -231,8 +243,8 @@ def _fit(recipe: Recipe, folder: Path, resume: bool, progress: bool, tensorboard
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "recipe.json").exists():
         _train_tokenizers(recipe, _sample(recipe, examples), folder)
-        if corpus_of(recipe).kind == "labelled":
-            names = "".join(f"{name}\n" for name in sorted({label for _, label in examples}))  # all of a stream, once
+        if (labels := fine_tuning.labels_of(corpus_of(recipe).kind, examples)) is not None:  # all of a stream, once
+            names = "".join(f"{name}\n" for name in labels)
             write_beside(folder / "labels.txt", lambda beside: beside.write_text(names, "utf-8"))
         write_json(folder / "recipe.json", recipe.to_dict())
     tokenizers, labels = _tokenizers(folder), _labels(folder)
@@ -332,7 +344,8 @@ def _check_start(recipe: Recipe) -> None:
     if not (start / "model.keras").exists():
         raise FileNotFoundError(f"The recipe starts from {start}, which is not a finished run.")
     old = Recipe.from_dict(read_json(start / "recipe.json"))
-    wanted = ("bert", "bert-classify") if recipe.architecture == "bert-classify" else (recipe.architecture,)
+    fine_tuned = recipe.architecture.startswith("bert-")
+    wanted = ("bert", recipe.architecture) if fine_tuned else (recipe.architecture,)
     if old.architecture not in wanted:
         raise RecipeError(f"{recipe.architecture} starts from a run of {wanted}, got {start}, of {old.architecture}.")
     if recipe.max_sequence_length > old.max_sequence_length:

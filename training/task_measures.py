@@ -8,6 +8,7 @@ import numpy as np
 
 from training import grammar, measures
 from training.in_process import InProcess
+from training.readers import Choice, Question
 from training.run import Run
 
 SHORT, LONG = 7, 12  # words of a short (at most) and of a long (at least) sentence
@@ -23,6 +24,16 @@ class Answers(Protocol):
     def classify(self, texts: Sequence[str]) -> list[str]: ...
 
     def follows(self, firsts: Sequence[str], seconds: Sequence[str]) -> list[float]: ...
+
+    def tag(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]: ...
+
+    def find(self, questions: Sequence[str], contexts: Sequence[str], null: bool) -> list[str]: ...
+
+    def choose(self, prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> list[int]: ...
+
+    def classify_pairs(self, firsts: Sequence[str], seconds: Sequence[str]) -> list[str]: ...
+
+    def similarity(self, firsts: Sequence[str], seconds: Sequence[str]) -> list[float]: ...
 
 
 def _translation(run: Run, answers: Answers, examples: Sequence[tuple[str, str]], split: str) -> dict[str, Any]:
@@ -44,6 +55,54 @@ def _classes(run: Run, answers: Answers, examples: Sequence[tuple[str, str]], sp
     truths = [label for _, label in examples]
     values = measures.classes(answers.classify([text for text, _ in examples]), truths)
     return {**values, **_beside(measures.classes(measures.majority(truths), truths)), "examples": len(truths)}
+
+
+def _tokens(run: Run, answers: Answers, examples: Sequence, split: str) -> dict[str, Any]:
+    truths = [list(labels) for _, labels in examples]
+    told = answers.tag([words for words, _ in examples])
+
+    def measured(rows: Sequence[Sequence[Any]]) -> dict[str, float]:
+        flat, true = ([label for row in some for label in row] for some in (rows, truths))
+        return {**measures.entity_f1(rows, truths), "token_accuracy": measures.classes(flat, true)["accuracy"]}
+
+    common = measures.majority([label for row in truths for label in row])[0]
+    majority = measured([[common] * len(row) for row in truths])
+    kept = {name: majority[name] for name in ("entity_f1", "token_accuracy")}
+    return {**measured(told), **_beside(kept), "examples": len(truths)}
+
+
+def _spans(run: Run, answers: Answers, examples: Sequence[Question], split: str) -> dict[str, Any]:
+    truths = [[text for text, _ in one.answers] for one in examples]
+    null = not all(truths)  # in a set where each question has its answer, none is no answer
+    told = answers.find([one.question for one in examples], [one.context for one in examples], null)
+    # There is no majority among answers: as many words as most answers have, from the beginning of each context.
+    count = int(np.median([len(text.split()) for golds in truths for text in golds] or [0]))
+    first = measures.spans([" ".join(one.context.split()[:count]) for one in examples], truths)
+    beside = {f"{name}_of_the_first_words": value for name, value in first.items()}
+    return {**measures.spans(told, truths), **beside, "examples": len(examples)}
+
+
+def _choices(run: Run, answers: Answers, examples: Sequence[Choice], split: str) -> dict[str, Any]:
+    truths = [one.label for one in examples]
+    told = answers.choose([one.prompt for one in examples], [one.choices for one in examples])
+    accuracy, baseline = (measures.classes(given, truths)["accuracy"] for given in (told, measures.majority(truths)))
+    return {"accuracy": accuracy, **_beside({"accuracy": baseline}), "examples": len(truths)}
+
+
+def _couples(run: Run, answers: Answers, examples: Sequence[tuple[str, str, str]], split: str) -> dict[str, Any]:
+    truths = [label for *_, label in examples]
+    values = measures.classes(answers.classify_pairs(*_both(examples)), truths)
+    return {**values, **_beside(measures.classes(measures.majority(truths), truths)), "examples": len(truths)}
+
+
+def _scored(run: Run, answers: Answers, examples: Sequence[tuple[str, str, str]], split: str) -> dict[str, Any]:
+    truths = [float(score) for *_, score in examples]
+    values = measures.correlations(answers.similarity(*_both(examples)), truths)
+    return {**values, "mean_squared_error_of_the_mean": float(np.var(truths)), "examples": len(truths)}
+
+
+def _both(examples: Sequence[tuple[str, str, str]]) -> tuple[list[str], list[str]]:
+    return [first for first, *_ in examples], [second for _, second, _ in examples]
 
 
 def _beside(values: dict[str, float]) -> dict[str, float]:
@@ -122,4 +181,9 @@ MEASURED: dict[str, Callable[[Run, Any, Any, str], dict[str, Any]]] = {
     "lines": _lines,
     "text": _running_text,
     "documents": _pre_training,
+    "tokens": _tokens,
+    "spans": _spans,
+    "choices": _choices,
+    "couples": _couples,
+    "scored": _scored,
 }

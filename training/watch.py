@@ -26,7 +26,9 @@ def lines_of(inputs: dict[str, Any], tokenizer: Any, target_tokenizer: Any = Non
     texts = []
     for name, one in tokenizers.items():
         if name in inputs:
-            rows = tf.ragged.boolean_mask(inputs[name], inputs[name.replace("token_ids", "padding_mask")])
+            # Of several texts a row, each is a line.
+            parts = (inputs[name], inputs[name.replace("token_ids", "padding_mask")])
+            rows = tf.ragged.boolean_mask(*(np.reshape(part, (-1, np.shape(part)[-1])) for part in parts))
             texts.append([text.decode().replace("\n", "\\n") for text in one.detokenize(rows).numpy()])
     return ["\t".join(parts) for parts in zip(*texts, strict=True)]
 

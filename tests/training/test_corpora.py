@@ -12,6 +12,11 @@ FILES = {
     "tinyshakespeare": "tinyshakespeare/input.txt",
     "nsmc": "nsmc/ratings_train.txt.gz",
     "nsmc-unlabelled": "nsmc/unlabelled.txt.gz",
+    "wnut17": "wnut17/emerging.test.annotated",
+    "xquad": "xquad/xquad.en.json",
+    "korquad": "korquad/KorQuAD_v1.0_dev.json.gz",
+    "copa": "copa/copa-dev.xml",
+    "korsts": "korsts/sts-train.tsv",
 }
 BUILT_IN = [name for name in CORPORA if name not in FILES]
 
@@ -52,6 +57,35 @@ def test_splits_of_a_built_in_corpus_share_no_sentence(name):
 
 def test_all_of_the_built_in_validation_and_test_split_is_a_set_number():
     assert [len(CORPORA["grammar-lines"].read(split, None, 0)) for split in SPLITS[1:]] == [500, 1000]
+
+
+def test_the_corpora_with_splits_of_their_own_have_the_published_counts(read):
+    assert [len(read("wnut17", split)) for split in SPLITS] == [3394, 1009, 1287]
+    assert [len(read("korsts", split)) for split in SPLITS] == [5749, 1500, 1379]
+    assert all(len(words) == len(labels) for words, labels in read("wnut17", "test"))
+    assert {label[:2] for _, labels in read("wnut17", "train") for label in labels} == {"O", "B-", "I-"}
+    assert all(0 <= float(score) <= 5 for *_, score in read("korsts", "train"))
+
+
+@pytest.mark.parametrize(("name", "count"), [("xquad", 1190), ("korquad", 5774), ("copa", 500)])
+def test_what_has_no_split_is_split_by_articles_of_which_none_is_in_two(name, count, read):
+    parts = [read(name, split) for split in SPLITS]
+    assert sum(map(len, parts)) == count and 0.55 < len(parts[0]) / count < 0.85
+    texts = [{one.prompt if name == "copa" else one.context for one in part} for part in parts]
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+
+
+def test_an_answer_stands_in_its_context_where_it_is_said_to(read):
+    for name in ("xquad", "korquad"):
+        for one in read(name, "test", 101):
+            assert one.answers and all(one.context[at : at + len(text)] == text for text, at in one.answers)
+
+
+def test_a_choice_is_asked_with_the_question_of_its_item(read):
+    (cook,) = [one for one in read("copa", "train") + read("copa", "test") + read("copa", "validation")
+               if one.prompt.startswith("My body cast a shadow over the grass.")]  # fmt: skip
+    assert cook.prompt.endswith("What was the cause of this?")
+    assert cook.choices[cook.label] == "The sun was rising."
 
 
 def test_multi30k_has_the_published_counts(read):

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from training import readers
-from training.readers import READERS, Files, Question, in_turn
+from training.readers import READERS, Choice, Files, Question, in_turn
 
 CONTENT = {
     "text-lines": ("a\r\n\n b\nc", ["a", " b", "c"]),
@@ -22,6 +22,9 @@ CONTENT = {
     "jsonl-lines": ('{"text": "é"}\n\n{"text": "b", "x": 1}', ["é", "b"]),
     "jsonl-pairs": ('{"target": "b", "source": "a"}', [("a", "b")]),
     "jsonl-labelled": ('{"text": "a", "label": 1}', [("a", "1")]),
+    "tsv-couples": ("a\tb\tyes\n", [("a", "b", "yes")]),
+    "tsv-scored": ("a\tb\t2.5\n", [("a", "b", "2.5")]),
+    "jsonl-choices": ('{"prompt": "a", "choices": ["b", "c"], "label": 1}', [Choice("a", ["b", "c"], 1)]),
     "conll": (
         "-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\n\nPeter NNP B-PER\n",
         [(["EU", "rejects"], ["B-ORG", "O"]), (["Peter"], ["B-PER"])],

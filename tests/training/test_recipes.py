@@ -24,20 +24,27 @@ CONTRACT = [
     "nsmc-bert",
     "nsmc-bert-classify",
 ]
+FINE_TUNING = [
+    "wnut17-bert-tokens",
+    "xquad-bert-spans",
+    "korquad-bert-spans",
+    "copa-bert-choices",
+    "korsts-bert-similarity",
+]
 OWN = {"train": "a", "validation": "b", "test": "c"}
 PLAIN = Recipe("gpt", "grammar-lines", model={"num_layers": 2, "num_heads": 3})
 
 
-def test_the_built_in_recipes_are_those_of_the_contract():
-    assert list(RECIPES) == CONTRACT
+def test_the_built_in_recipes_are_those_of_the_contract_and_one_for_each_further_task():
+    assert list(RECIPES) == CONTRACT + FINE_TUNING
 
 
-@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_built_in_recipe_fits_its_models_constructor(name):
     assert find(name).check_model() is RECIPES[name]
 
 
-@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_survives_json_and_a_yaml_file(name, tmp_path):
     recipe, path = RECIPES[name], tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(recipe.to_dict()))

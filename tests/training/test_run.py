@@ -181,6 +181,11 @@ def test_a_classifier_starts_with_the_tokenizer_and_the_weights_of_its_bert(tiny
     fresh = run.build_model(classifier.recipe, classifier.tokenizer, None, classifier.labels)
     for one, other in zip(bert.model.backbone.get_weights(), fresh.backbone.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+    for architecture, corpus in (("bert-tokens", "wnut17"), ("bert-choices", "copa"), ("bert-similarity", "korsts")):
+        recipe = classifier.recipe.replace(architecture=architecture, corpus=corpus)
+        head = run.build_model(recipe, classifier.tokenizer, None, ["0", "1"])
+        for one, other in zip(bert.model.backbone.get_weights(), head.backbone.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
     # And the whole model was then trained, not the head alone.
     table, trained = (one.backbone.token_embedding.get_weights()[0] for one in (fresh, classifier.model))
     assert np.abs(table - trained).max() > 1e-3

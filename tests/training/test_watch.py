@@ -54,6 +54,12 @@ def test_losses_that_are_numbers_leave_no_trace(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_each_of_a_rows_choices_is_a_line():
+    ids = np.array([[[5, 6, 0], [7, 0, 0]], [[6, 0, 0], [0, 0, 0]]], "int32")
+    shown = [TOKENIZER.detokenize(tf.constant([row])).numpy()[0].decode() for row in ([5, 6], [7], [6])]
+    assert lines_of({"token_ids": ids, "padding_mask": ids > 0}, TOKENIZER) == [*shown, ""]
+
+
 def test_the_lines_of_a_translation_are_source_and_target():
     ids = np.array([[5, 6, 0], [7, 0, 0]], "int32")
     inputs = {
