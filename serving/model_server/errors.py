@@ -47,15 +47,21 @@ HTTP_STATUS = {
 }
 
 
+MAX_MESSAGE_BYTES = 2000  # a third of what gRPC surely sends: three bytes stand for each that is not ASCII
+
+
 class StatusError(Exception):
     """A refusal or a failure, with the canonical code that both edges translate.
 
     Args:
         code: a `Code`.
-        message: what rule was broken and what came.
+        message: what rule was broken and what came, cut to `MAX_MESSAGE_BYTES`: what came may be without end.
     """
 
     def __init__(self, code: Code, message: str):
+        encoded = message.encode("utf-8", "replace")
+        if len(encoded) > MAX_MESSAGE_BYTES:
+            message = encoded[:MAX_MESSAGE_BYTES].decode("utf-8", "ignore") + "..."
         super().__init__(message)
         self.code = Code(code)
         self.message = message
