@@ -28,6 +28,7 @@ from serving import gateway_openapi, gateway_streams
 from serving.client import AsyncClient, Retries, ServingError
 from serving.gateway_config import GatewayConfig, is_model_name
 from serving.gateway_guard import Guard, refuse
+from serving.http_timeouts import ImpatientProtocol
 from serving.rest_wire import HTTP_CODES
 
 _PATH = re.compile(
@@ -243,6 +244,7 @@ def make_server(config: GatewayConfig) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        http=ImpatientProtocol,
         ws="none",  # an upgrade is ignored, and the request answered as any other
         # Connections, idle ones too; requests at work have their own, lower limit.
         limit_concurrency=max(1024, 4 * config.max_concurrent),

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import uvicorn
 from tensorflow.core.protobuf import config_pb2
 
+from serving.http_timeouts import ImpatientProtocol
 from serving.model_server import monitoring, rest, rpc
 from serving.model_server.batching import Batcher, BatchingParameters
 from serving.model_server.config_poller import ConfigPoller
@@ -153,6 +154,8 @@ class ModelServer:
                 access_log=False,
                 lifespan="off",
                 server_header=False,
+                http=ImpatientProtocol,
+                ws="none",
                 timeout_graceful_shutdown=int(GRACE_SECONDS),
             )
         )

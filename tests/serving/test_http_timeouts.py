@@ -1,0 +1,103 @@
+import asyncio
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from serving import http_timeouts
+
+HOST = "127.0.0.1"
+SECONDS = 0.3
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n"
+
+
+async def app(scope, receive, send):
+    body, message = b"", {"more_body": True}
+    while message.get("more_body"):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body += message["body"]
+    if body == b"nap":
+        await asyncio.sleep(3 * SECONDS)
+    answer = b"x" * 20_000_000 if body == b"big" else body
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(answer))]})
+    await send({"type": "http.response.body", "body": answer})
+
+
+@pytest.fixture(scope="module")
+def running():
+    """A server of `app` whose connections have SECONDS; `.port` is its port."""
+    http_timeouts.SECONDS, before = SECONDS, http_timeouts.SECONDS
+    listening = socket.create_server((HOST, 0))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=http_timeouts.ImpatientProtocol, log_config=None, lifespan="off", ws="none")
+    )
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
+    thread.start()
+    server.port = listening.getsockname()[1]
+    yield server
+    server.should_exit = True
+    thread.join()
+    http_timeouts.SECONDS = before
+
+
+@pytest.fixture
+def connection(running):
+    with socket.create_connection((HOST, running.port), timeout=20) as connected:
+        yield connected
+
+
+def rest_of(connection):
+    received = b""
+    while piece := connection.recv(65536):
+        received += piece
+    return received
+
+
+@pytest.mark.parametrize("sent", [b"", HEAD, HEAD + b"\r\nna"])
+def test_a_request_that_stops_on_its_way_is_closed(connection, sent):
+    started = time.monotonic()
+    connection.sendall(sent)
+    assert rest_of(connection) == b""
+    assert time.monotonic() - started >= SECONDS * 0.9
+
+
+def test_headers_that_drip_are_closed(connection):
+    connection.sendall(HEAD)
+    connection.settimeout(SECONDS / 10)
+    for number in range(1000):
+        try:
+            connection.sendall(b"X-%d: y\r\n" % number)
+            if connection.recv(1) == b"":
+                break
+        except TimeoutError:
+            continue
+        except OSError:  # sent after it was closed
+            break
+    else:
+        pytest.fail("the connection is still open")
+
+
+def test_work_that_takes_longer_than_that_is_answered(connection):
+    connection.sendall(HEAD + b"Connection: close\r\n\r\nnap")
+    assert rest_of(connection).endswith(b"\r\n\r\nnap")
+
+
+def test_a_body_may_take_longer_than_that_in_pieces(connection):
+    connection.sendall(HEAD.replace(b"3", b"8") + b"Connection: close\r\n\r\n")
+    for _ in range(8):
+        time.sleep(SECONDS / 4)
+        connection.sendall(b"a")
+    assert rest_of(connection).endswith(b"\r\n\r\naaaaaaaa")
+
+
+def test_who_does_not_read_the_answer_is_cut_off(running, connection):
+    connection.sendall(HEAD + b"\r\nbig")
+    assert connection.recv(15) == b"HTTP/1.1 200 OK"
+    deadline = time.monotonic() + 30
+    while running.server_state.connections and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not running.server_state.connections
