@@ -44,6 +44,7 @@ JOINED = {
     "training/in_process.py": "asked in test_evaluate.py, as an endpoint is",
     "training/task_measures.py": "what is measured of each kind of corpus: test_evaluate.py",
     "training/lexicon.py": "the words of the grammar: test_grammar.py",
+    "training/study_plots.py": "the pictures of a study: test_study.py",
     "training/progress.py": "what the terminal shows of a fit: test_run.py",
 }
 

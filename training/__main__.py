@@ -1,4 +1,4 @@
-"""The command line: list, fit, evaluate."""
+"""The command line: list, fit, evaluate, study."""
 
 import argparse
 import os
@@ -30,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--host", default="127.0.0.1", help="of the served model")
     evaluate.add_argument("--port", type=int, help="gRPC port of the served model")
     evaluate.add_argument("--rest_api_port", type=int, help="REST port of the served model")
+    study = commands.add_parser(
+        "study", help="measure what the three translators' history claims, as plots and a table"
+    )
+    study.add_argument("--out", default="runs/study", metavar="DIR", help="where results, pictures and runs go")
+    study.add_argument("--quick", action="store_true", help="in a minute, to see that it runs; its numbers say nothing")
     return top
 
 
@@ -86,6 +91,11 @@ def main(arguments: list[str] | None = None) -> int:
             if fitted.folder.is_dir():  # else the first worker does this
                 plot.draw(fitted.folder)
                 evaluate.show(evaluate.evaluate_run(fitted))
+        elif options.command == "study":
+            import_tensorflow()
+            from training import study
+
+            print(study.table(study.study(options.out, study.QUICK if options.quick else study.FULL)), end="")
         else:
             import_tensorflow()
             from training import evaluate

@@ -6,6 +6,7 @@ summed before they are clipped. And two faults of Keras 3.15 are worked around: 
 """
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -160,10 +161,20 @@ def find(name: str | None) -> OneDevice:
             raise ValueError(f"--strategy under KERAS_BACKEND=jax needs mirrored, got {name!r}.")
         return JaxDevices()
     if name == "mirrored":
-        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return Replicas(tf.distribute.MirroredStrategy([device.name for device in devices]))
-    rank = _rank()
-    return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), rank)
+        return Replicas(_mirrored())
+    rank = _rank()  # before TensorFlow reads TF_CONFIG, and tells less of what is wrong
+    return Replicas(_multiworker(), rank)
+
+
+@functools.cache  # a second one in a process would number its sums as the first did, and mistake them for those
+def _mirrored() -> tf.distribute.Strategy:
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+@functools.cache
+def _multiworker() -> tf.distribute.Strategy:
+    return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def _rank() -> int:
