@@ -30,6 +30,7 @@ _CORS = {
     "access-control-allow-methods": "POST, GET",
     "access-control-allow-headers": "Content-Type",
 }
+MAX_REQUEST_BYTES = 2**31 - 1  # as gRPC: one upload without end must not take all memory
 MAX_BODY_BYTES = 100 * 2**20  # of a gzip body once it is inflated: TensorFlow Serving's limit
 GZIP_FROM_BYTES = 1024  # of an answer: a shorter one fits a packet as it is
 
@@ -171,12 +172,16 @@ def _unquoted(word: str) -> str:
 
 
 async def _read(receive) -> bytes | None:
+    """The body; None when the caller has gone. Raises: StatusError INVALID_ARGUMENT for a body that is too long."""
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
         return message.get("body", b"")
-    chunks = []
+    chunks, size = [], 0
     while message["type"] == "http.request":
         chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > MAX_REQUEST_BYTES:
+            raise invalid(f"A body has at most {MAX_REQUEST_BYTES} bytes.")
         if not message.get("more_body"):
             return b"".join(chunks)
         message = await receive()

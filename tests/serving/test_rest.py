@@ -2,6 +2,7 @@ import base64
 import gzip
 import json
 import shutil
+import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -197,6 +198,21 @@ def test_a_gzip_body_is_inflated_and_a_broken_one_refused(rest):
         response = rest.post("/v1/models/half:predict", content=broken, headers=gzipped)
         assert response.status_code == 400
         assert "gzip" in response.json()["error"]
+
+
+def test_an_upload_without_end_is_refused_on_its_way(server, monkeypatch):
+    monkeypatch.setattr("serving.model_server.rest.MAX_REQUEST_BYTES", 1_000_000)
+    head = b"POST /v1/models/half:predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.rest_api_port), timeout=20) as connection:
+        connection.sendall(head)
+        for _ in range(9):
+            connection.sendall(b"20000\r\n" + b"[" * 0x20000 + b"\r\n")
+        answer = b""
+        while b"at most 1000000 bytes" not in answer:  # though the upload has not ended
+            received = connection.recv(4096)
+            assert received
+            answer += received
+    assert answer.startswith(b"HTTP/1.1 400")
 
 
 def test_a_gzip_body_that_inflates_without_end_is_refused(rest, monkeypatch):
