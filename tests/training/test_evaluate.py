@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import socket
 
 import keras
 import numpy as np
@@ -326,6 +327,59 @@ def test_running_text_behind_an_endpoint_is_refused(endpoint, copy, monkeypatch)
     monkeypatch.setitem(CORPORA, "tinyshakespeare", CORPORA["tinyshakespeare"]._replace(read=lambda *_: "text"))
     with pytest.raises(ValueError, match="tinyshakespeare is one running text and is measured in process"):
         evaluate.evaluate_run(copy("gpt", corpus="tinyshakespeare"), served=endpoint())
+
+
+@pytest.fixture(scope="module")
+def really_served(tiny_run, tmp_path_factory):
+    """gRPC and REST ports of an embedded server over a translator and a classifier, and their runs."""
+    from serving.answers import answers_for
+    from serving.export import _function
+    from serving.model_server.model_config import ModelSettings
+    from serving.model_server.server import ModelServer
+    from serving.signatures import SIGNATURES
+
+    folder, models, runs = tmp_path_factory.mktemp("served"), [], {}
+    for architecture in ("transformer", "bert-classify"):
+        one = tiny_run(architecture)
+        keras.utils.set_random_seed(3)  # with fresh weights: after 22 steps every sentence may end at once
+        one = one._replace(model=build_model(one.recipe, one.tokenizer, one.target_tokenizer, one.labels))
+        runs[architecture] = one
+        answers = answers_for(*one[2:], max_new_tokens=one.recipe.max_new_tokens)
+        row = SIGNATURES[answers.kind]["serving_default"]
+        function, module = _function(answers, row), tf.Module()
+        module.kept = [variable.value for variable in one.model.variables]
+        module.resources = [*one.tokenizer.resources, *(one.target_tokenizer or one.tokenizer).resources]
+        signatures = {"serving_default": function, row.function: function}
+        tf.saved_model.save(module, str(folder / architecture / "1"), signatures=signatures)
+        models.append(ModelSettings(architecture, folder / architecture))
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    server = ModelServer(models, host="127.0.0.1", port=ports[0], rest_api_port=ports[1])
+    server.start()
+    yield ports, runs
+    server.stop()
+
+
+@pytest.mark.parametrize("architecture", ["transformer", "bert-classify"])
+def test_a_served_model_is_measured_as_the_one_in_process(architecture, really_served, copy):
+    ports, runs = really_served
+    one = copy(architecture)._replace(model=runs[architecture].model)
+    values = evaluate.evaluate_run(one)
+    options = {"run": f"runs/{architecture}", "host": "127.0.0.1"}
+    texts = [example[0] for example in examples(one)]
+    for given in (
+        {"endpoint": f"127.0.0.1:{ports[0]}", "rest_api_port": None},
+        {"endpoint": None, "rest_api_port": ports[1]},
+    ):
+        served = evaluate.endpoint(argparse.Namespace(**options, **given))
+        with served.client:
+            assert evaluate.evaluate_run(one, served=served) == values
+            ask = "translate" if architecture == "transformer" else "classify"
+            told = getattr(served, ask)(texts)
+        assert told == getattr(InProcess(one), ask)(texts) and any(told)
 
 
 @pytest.mark.parametrize(
