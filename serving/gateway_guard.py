@@ -9,6 +9,7 @@ import math
 import re
 import time
 import uuid
+from collections import Counter
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -45,7 +46,10 @@ class Guard:
     """
 
     def __init__(self, app: Any, config: GatewayConfig):
-        self._app, self._config, self._working = app, config, 0
+        self._app, self._config = app, config
+        self._working: Counter[str | None] = Counter()  # the requests at work, by key; None for the probes
+        # One key's slow requests leave places to the others.
+        self._share = config.max_concurrent if len(config.keys) < 2 else max(1, config.max_concurrent * 3 // 4)
         self._digests = [(key.sha256.encode(), key.name) for key in config.keys]
         self._buckets = {key.name: TokenBucket(key.requests_per_second, key.burst) for key in config.keys}
         if config.anonymous:
@@ -71,7 +75,9 @@ class Guard:
 
         try:
             response = self._refusal(scope, headers, log)
-            await (response(scope, receive, send_on) if response else self._work(scope, receive, send_on))
+            await (
+                response(scope, receive, send_on) if response else self._work(scope, receive, send_on, log["client"])
+            )
         except Exception as error:
             # The last resort: its type alone, for an exception's text may hold what was asked.
             log["error"] = type(error).__name__
@@ -82,12 +88,12 @@ class Guard:
             line = {"time": time.time(), "request_id": request_id, "method": scope["method"], **log, **sent}
             logger.info(json.dumps({**line, "ms": milliseconds}))
 
-    async def _work(self, scope: Any, receive: Any, send: Any) -> None:
-        self._working += 1
+    async def _work(self, scope: Any, receive: Any, send: Any, client: str | None) -> None:
+        self._working[client] += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._working -= 1
+            self._working[client] -= 1
 
     def _refusal(self, scope: Any, headers: Headers, log: dict) -> JSONResponse | None:
         """Why the request goes no further, in the order that gives away least."""
@@ -102,7 +108,7 @@ class Guard:
         if wait:
             message = "too many requests for this key"
             return refuse(429, message, {"retry-after": str(math.ceil(wait))})
-        if self._working >= self._config.max_concurrent:
+        if self._working.total() >= self._config.max_concurrent or self._working[client] >= self._share:
             return refuse(503, "too many requests at once", {"retry-after": "1"})
         return None
 

@@ -93,6 +93,31 @@ def test_only_so_many_are_worked_on_at_once_and_probes_are_not_counted_out():
     assert second.headers["retry-after"] == "1"
 
 
+def test_one_key_leaves_places_to_the_others():
+    async def asked():
+        entered, leave = asyncio.Semaphore(0), asyncio.Event()
+
+        async def slow(scope, receive, send):
+            entered.release()
+            await leave.wait()
+            await PlainTextResponse("in")(scope, receive, send)
+
+        keys = (Key("alice", digest("open sesame"), 1.0, 20), Key("bob", digest("other"), 1.0, 20))
+        app = guarded(slow, keys=keys, max_concurrent=4)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
+            held = [asyncio.create_task(http.get("/", headers=ALICE)) for _ in range(3)]
+            for _ in held:
+                await entered.acquire()
+            refused = await http.get("/", headers=ALICE)
+            other = asyncio.create_task(http.get("/", headers={"x-api-key": "other"}))
+            await entered.acquire()
+            full = await http.get("/", headers={"x-api-key": "other"})
+            leave.set()
+            return [one.status_code for one in (refused, full, await other, *[await one for one in held])]
+
+    assert asyncio.run(asked()) == [503, 503, 200, 200, 200, 200]
+
+
 def test_a_request_id_is_taken_over_or_made():
     given = [
         {**ALICE, "x-request-id": "a-7.b_1"},
