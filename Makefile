@@ -5,7 +5,7 @@ PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 RUN := .venv/bin/python
 
-.PHONY: demo test parity benchmarks soak fixtures lint lock clean
+.PHONY: demo test parity benchmarks soak beam fixtures lint lock clean
 .DEFAULT_GOAL := test
 
 demo: .venv/installed
@@ -40,6 +40,15 @@ benchmarks: .venv/benchmarks
 soak: .venv/installed
 	$(RUN) -m benchmarks.soak --seconds $(or $(SECONDS),120) --words $(or $(WORDS),200000)
 
+# Corpus preparation on Apache Beam's local runner, in an environment of its own: it holds protobuf below 7.
+beam: .venv-beam/installed
+	.venv-beam/bin/python -m pytest --noconftest -p no:cacheprovider -W default tests/beam
+
+.venv-beam/installed: setup.cfg
+	$(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check 'apache-beam>=2.60,<3' pytest
+	touch .venv-beam/installed
+
 .venv/benchmarks: .venv/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[benchmarks]'
 	touch .venv/benchmarks
@@ -69,4 +78,4 @@ lock:
 	rm -rf .venv-lock build
 
 clean:
-	rm -rf .venv .demo build *.egg-info
+	rm -rf .venv .venv-beam .demo build *.egg-info
