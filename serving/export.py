@@ -20,11 +20,14 @@ import tensorflow as tf
 from keras_seq.text import load_tokenizer
 from serving.answers import answers_for
 from serving.check import check
+from serving.probes import probe, write_warm_up
 from serving.signatures import INPUT_DTYPES, INPUT_RANKS, OPTION_DEFAULTS, SIGNATURES, Signature
+from serving.weights import StoredWeights, loss
 
 TOLERANCE = 1e-4  # between the live model and the reloaded one, of every float
 # What a run's BERTClassifier reads, by its recipe's architecture: one text unless named here.
 KINDS = {"bert-pairs": "pair_classifier", "bert-similarity": "pair_scorer"}
+LOSS_SIZES = range(2, 19)  # tokens of the texts on which weights of fewer bits are measured
 LIBRARIES = ("tensorflow", "keras", "keras-seq")
 
 
@@ -32,13 +35,14 @@ class ExportError(RuntimeError):
     """The export did not give the live model's answers, or holds what the stock server refuses."""
 
 
-def export_run(run: str | Path, folder: str | Path, version: int | None = None) -> Path:
+def export_run(run: str | Path, folder: str | Path, version: int | None = None, weights_dtype: str = "float32") -> Path:
     """Exports a finished run of `python -m training fit`.
 
     Args:
         run: the run's folder.
         folder: where versions are kept, exports/NAME.
         version: its number; None: the highest present plus 1.
+        weights_dtype: as `export_model` has it.
 
     Returns:
         The version's folder.
@@ -54,7 +58,7 @@ def export_run(run: str | Path, folder: str | Path, version: int | None = None) 
         "recipe": json.loads((run / "recipe.json").read_text("utf-8")),
         "metrics": json.loads(metrics.read_text("utf-8")) if metrics.exists() else {},
     }
-    return export_model(**loaded, folder=folder, version=version, training=training)
+    return export_model(**loaded, folder=folder, version=version, training=training, weights_dtype=weights_dtype)
 
 
 def load_run(run: str | Path) -> dict[str, Any]:
@@ -91,6 +95,7 @@ def export_model(
     max_new_tokens: int = 64,
     training: dict[str, Any] | None = None,
     kind: str | None = None,
+    weights_dtype: str = "float32",
 ) -> Path:
     """Exports any of the five models, however it was trained.
 
@@ -106,29 +111,31 @@ def export_model(
         training: what the manifest tells of the training.
         kind: which signatures, by a name in SIGNATURES; None: those of the model's class. A BERTClassifier, which
             reads one text, may also be a "pair_classifier" or, with numbers as labels, a "pair_scorer".
+        weights_dtype: "float32"; or "bfloat16" or "float16": float32 weights are stored in half the bytes, on disk and
+            in the server, and cast where they are used. The manifest tells how far the answers are from float32's.
 
     Returns:
         The version's folder.
 
     Raises:
-        ValueError: model, tokenizers, labels and kind do not fit, or the version is no positive integer.
+        ValueError: model, tokenizers, labels and kind do not fit, the version is no positive integer, or a weight is
+            not finite in the dtype.
         FileExistsError: the version is there already.
         ExportError: the export failed its comparison.
     """
     folder = Path(folder).absolute()
     place = folder / str(_version(folder, version))
     answers = answers_for(model, tokenizer, target_tokenizer, labels, max_new_tokens, kind)
+    stored, table = StoredWeights(model, weights_dtype), SIGNATURES[answers.kind]
     staging = folder.parent.parent / f".staging-{folder.name}-{place.name}-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        functions = _save(answers, staging)
-        probes = {name: _probe(name, signature, answers) for name, signature in SIGNATURES[answers.kind].items()}
-        _set_methods(staging, SIGNATURES[answers.kind])
-        _write_extras(staging, answers, probes, place, training or {})
-        contents = check(staging)
-        if contents.problems:
-            raise ExportError(f"The export holds what the stock server refuses: {'; '.join(contents.problems)}.")
-        _compare(staging, {name: (probes[name], functions[name](**probes[name])) for name in functions})
+        functions = _save(answers, staging, stored)
+        probes = {name: probe(signature, answers) for name, signature in table.items()}
+        _set_methods(staging, table)
+        weights = {**stored.described(), "loss": _loss(answers, functions) if stored.copies else {}}
+        _write_extras(staging, answers, probes, place, {"weights": weights, "training": training or {}})
+        _compare(staging, {name: (probes[name], functions[name](**probes[name])) for name in _distinct(table)})
         folder.mkdir(parents=True, exist_ok=True)
         if place.exists():  # of another export meanwhile
             raise FileExistsError(f"Version {place.name} is in {folder} already.")
@@ -149,21 +156,29 @@ def _version(folder: Path, version: int | None) -> int:
     return version
 
 
-def _save(answers: Any, staging: Path) -> dict[str, Any]:
-    """Writes the SavedModel; the functions of its signatures, over the live weights."""
+def _save(answers: Any, staging: Path, stored: StoredWeights) -> dict[str, Any]:
+    """Writes the SavedModel; the functions of its signatures, over the weights as they are stored."""
     module = tf.Module()
     # The variables themselves: of a Keras layer the saver would make a second copy, which a Session never fills.
-    module.variables_ = [variable.value for variable in answers.model.variables]
+    module.variables_ = stored.variables
     tokenizers = {id(one): one for one in (answers.tokenizer, getattr(answers, "target_tokenizer", answers.tokenizer))}
     module.resources = [resource for one in tokenizers.values() for resource in one.resources]
-    traced: dict[Signature, Any] = {}  # an alias is the same function
-    functions = {}
-    for name, signature in SIGNATURES[answers.kind].items():
-        if signature not in traced:
-            traced[signature] = _function(answers, signature)
-        functions[name] = traced[signature]
+    with stored:
+        functions = _functions(answers)
     tf.saved_model.save(module, str(staging), signatures=functions)
     return functions
+
+
+def _functions(answers: Any) -> dict[str, Any]:
+    """A function for each signature; an alias is the same function."""
+    table = SIGNATURES[answers.kind]
+    traced = {signature: _function(answers, signature) for signature in dict.fromkeys(table.values())}
+    return {name: traced[signature] for name, signature in table.items()}
+
+
+def _distinct(table: dict[str, Signature]) -> list[str]:
+    """The signatures' names, of several names for one function the first."""
+    return list({signature: name for name, signature in reversed(table.items())}.values())[::-1]
 
 
 def _function(answers: Any, signature: Signature) -> Any:
@@ -192,58 +207,18 @@ def _set_methods(staging: Path, signatures: dict[str, Signature]) -> None:
     file.write_bytes(saved.SerializeToString())
 
 
-def _probe(name: str, signature: Signature, answers: Any) -> dict[str, tf.Tensor]:
-    """Inputs to compare answers on: an empty text and two of the tokenizer's own tokens, of different lengths."""
-    rng = np.random.default_rng(7)
-    tokenizers = {"translation": getattr(answers, "target_tokenizer", None)}
-    inputs = {}
-    for key in signature.inputs:
-        if key in OPTION_DEFAULTS:
-            value = min(OPTION_DEFAULTS[key], 8) if key == "max_new_tokens" else OPTION_DEFAULTS[key]
-            inputs[key] = tf.constant([value] * 3, INPUT_DTYPES[key])
-            continue
-        tokenizer = tokenizers.get(key) or answers.tokenizer
-        ids = [rng.integers(tokenizer.vocabulary_size, size=size).tolist() for size in (0, 3, 7)]
-        texts = [b"", *tokenizer.detokenize(tf.ragged.constant(ids, tf.int32)).numpy()[1:]]
-        if answers.kind == "masked_language_model":
-            texts = [text + f" {answers.mask_token}".encode() for text in texts[:-1]] + texts[-1:]
-        if key == "inputs":
-            feature = [tf.train.Feature(bytes_list=tf.train.BytesList(value=[text])) for text in texts]
-            texts = [
-                tf.train.Example(features=tf.train.Features(feature={"text": one})).SerializeToString()
-                for one in feature
-            ]
-        inputs[key] = tf.constant(texts, tf.string)
-        if INPUT_RANKS.get(key) == 2:  # as many as there are rows, in another order for each
-            inputs[key] = tf.stack([tf.roll(inputs[key], shift, axis=0) for shift in range(len(texts))])
-    return inputs
-
-
-def _write_extras(staging: Path, answers: Any, probes: dict, place: Path, training: dict[str, Any]) -> None:
-    """The warm-up requests and the manifest."""
-    from tensorflow_serving.apis import classification_pb2, model_pb2, predict_pb2, prediction_log_pb2
-
+def _write_extras(staging: Path, answers: Any, probes: dict, place: Path, told: dict[str, Any]) -> None:
+    """The warm-up requests and the manifest, which ends with what it is told."""
     extra = staging / "assets.extra"
     extra.mkdir()
     signatures = SIGNATURES[answers.kind]
-    with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as writer:
-        for name, inputs in probes.items():
-            spec = model_pb2.ModelSpec(name=place.parent.name, signature_name=name)
-            if signatures[name].function == "examples":
-                request = classification_pb2.ClassificationRequest(model_spec=spec)
-                for serialized in inputs["inputs"].numpy():
-                    request.input.example_list.examples.add().ParseFromString(serialized)
-                log = prediction_log_pb2.PredictionLog(classify_log=prediction_log_pb2.ClassifyLog(request=request))
-            else:
-                request = predict_pb2.PredictRequest(model_spec=spec)
-                for key, value in inputs.items():
-                    request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
-                log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
-            writer.write(log.SerializeToString())
+    write_warm_up(extra / "tf_serving_warmup_requests", place.parent.name, signatures, probes)
     fingerprints = {"tokenizer": answers.tokenizer.fingerprint}
     if hasattr(answers, "target_tokenizer"):
         fingerprints["target_tokenizer"] = answers.target_tokenizer.fingerprint
     contents = check(staging)
+    if contents.problems:
+        raise ExportError(f"The export holds what the stock server refuses: {'; '.join(contents.problems)}.")
     manifest = {
         "model": type(answers.model).__name__,
         "name": place.parent.name,
@@ -257,11 +232,24 @@ def _write_extras(staging: Path, answers: Any, probes: dict, place: Path, traini
         "max_new_tokens": getattr(answers, "max_new_tokens", None),
         "labels": getattr(answers, "labels", None),
         "fingerprints": fingerprints,
-        "training": training,
+        **told,
         "versions": {name: metadata.version(name) for name in LIBRARIES},
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     (extra / "keras_seq.json").write_text(text, encoding="utf-8")
+
+
+def read_manifest(place: Path) -> dict[str, Any]:
+    """The manifest of a version's folder."""
+    return json.loads((place / "assets.extra" / "keras_seq.json").read_text("utf-8"))
+
+
+def _loss(answers: Any, functions: dict[str, Any]) -> dict[str, dict]:
+    """For each signature, how far the functions' answers are from those of the model as it is."""
+    table = SIGNATURES[answers.kind]
+    asked = {name: probe(table[name], answers, LOSS_SIZES) for name in _distinct(table)}
+    plain = _functions(answers)
+    return {name: loss(plain[name](**inputs), functions[name](**inputs)) for name, inputs in asked.items()}
 
 
 def _compare(staging: Path, live: dict[str, tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]]) -> None:

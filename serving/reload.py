@@ -38,4 +38,6 @@ def _marked(array: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    # TensorFlow imports Keras where it finds it, for a second of CPU time, and does without where it does not.
+    sys.modules["keras"] = None  # type: ignore[assignment]
     main(*sys.argv[1:])

@@ -29,6 +29,9 @@ INPUT_DTYPES = {
 # Axes of each input; what is not listed has the batch alone.
 INPUT_RANKS = {"choices": 2}
 
+# What an export may store its float32 weights as.
+WEIGHTS_DTYPES = ("float32", "bfloat16", "float16")
+
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 PREDICT_METHOD = "tensorflow/serving/predict"
 

@@ -34,6 +34,7 @@ JOINED = {
     "keras_seq/checkpoint_tables.py": "every architecture is read and written in test_checkpoints.py",
     "serving/model_server/__main__.py": "test_main.py starts it as a process, with the other command lines",
     "serving/model_server/quiet.py": "a few lines that silence TensorFlow, seen in every run of test_main.py",
+    "serving/probes.py": "what every export is tried on, and its warm-up: test_export.py",
     "serving/reload.py": "the fresh process of an export: test_export.py",
     "serving/wire.py": "what the client's transports share: test_client.py asks over both",
     "serving/rest_wire.py": "the client's REST transport: test_client.py",

@@ -41,8 +41,8 @@ def exported(tmp_path_factory):
     folder, live, saved = tmp_path_factory.mktemp("served") / "exports", {}, []
     plain = serving.export._save
 
-    def save(answers, staging):
-        saved.append((answers.kind, plain(answers, staging)))
+    def save(answers, staging, stored):
+        saved.append((answers.kind, plain(answers, staging, stored)))
         return saved[-1][1]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -71,7 +71,7 @@ def classifier(exported, monkeypatch):
     """Arguments to export the classifier once more with: what was traced and written is copied, not made anew."""
     folder, live = exported
 
-    def copy(answers, staging):
+    def copy(answers, staging, stored):
         shutil.copytree(folder / "classifier" / "1", staging, ignore=shutil.ignore_patterns("assets.extra"))
         return live["classifier"].functions
 
