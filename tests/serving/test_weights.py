@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 from tiny_models import build
 
-from serving import export_model, reload
+from serving import reload
+from serving.__main__ import main
 from serving.answers import answers_for
 from serving.check import check
 from serving.export import _function
@@ -60,8 +61,20 @@ def test_answers_of_stored_weights_are_those_of_the_model_with_rounded_weights(n
     assert len([one for one in reads if not one.control_inputs]) <= 2
 
 
-def test_an_export_in_16_bits_is_half_as_large_answers_as_its_weights_and_tells_what_they_cost(tmp_path, monkeypatch):
-    given = build("classifier")
+def save_run(folder, given):
+    """As `python -m training fit` leaves it."""
+    folder.mkdir()
+    given["model"].save(folder / "model.keras")
+    given["tokenizer"].save(folder / "tokenizer")
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in given["labels"]))
+    (folder / "recipe.json").write_text(json.dumps({"architecture": "bert-classify", "max_new_tokens": 5}))
+    return str(folder)
+
+
+# Keras' own, when it saves a model.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+def test_the_command_exports_in_16_bits_half_as_large_and_prints_what_that_costs(tmp_path, monkeypatch, capsys):
+    given, place = build("classifier"), tmp_path / "exports" / "x" / "1"
 
     def in_this_process(command, **_):
         assert command[1:3] == ["-m", "serving.reload"]
@@ -69,7 +82,8 @@ def test_an_export_in_16_bits_is_half_as_large_answers_as_its_weights_and_tells_
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr("serving.export.subprocess.run", in_this_process)
-    place = export_model(**given, folder=tmp_path / "exports" / "x", weights_dtype="bfloat16")
+    run = save_run(tmp_path / "run", given)
+    assert main(["export", run, str(place.parent), "--weights_dtype", "bfloat16"]) == 0
     assert check(place).problems == []
     stored = tf.train.list_variables(str(place / "variables" / "variables"))
     reader = tf.train.load_checkpoint(str(place / "variables" / "variables"))
@@ -84,7 +98,8 @@ def test_an_export_in_16_bits_is_half_as_large_answers_as_its_weights_and_tells_
     told = weights["loss"]["probabilities"]
     assert told["rows"] == 18
     assert 0 < told["largest_difference"]["probabilities"] < 0.1
-    assert report(weights).splitlines()[0].startswith("weights: ")
+    assert capsys.readouterr().out == f"{place}\n{report(weights)}\n"
+    assert "  probabilities: 0 of 18 answers changed\n    probabilities: differs by up to " in report(weights)
 
 
 def test_a_weight_that_is_not_finite_in_the_dtype_is_named():
