@@ -22,7 +22,7 @@ def test_channel_arguments_are_names_with_numbers_or_words():
         ("", "server_key is a PEM text, got ''"),
         ('server_key: "-----BEGIN X"', "server_cert is a PEM text"),
         ('server_key: "-----BEGIN X" server_cert: "-----BEGIN X" client_verify: true', "needs a custom_ca"),
-        ("keys: 3", "is not a SSLConfig"),
+        ("keys: 3", "Error parsing text-format tensorflow.serving.SSLConfig"),
     ],
 )
 def test_a_wrong_tls_configuration_is_refused_with_what_is_missing(tmp_path, text, words):

@@ -67,7 +67,7 @@ def test_a_configuration_says_where_the_page_is(tmp_path):
         file.write_text(text)
         assert monitoring.read_path(file) == path
     file.write_text("prometheus { }")
-    with pytest.raises(StatusError, match="is not a MonitoringConfig"):
+    with pytest.raises(StatusError, match="Error parsing text-format"):
         monitoring.read_path(file)
 
 
