@@ -298,7 +298,7 @@ def test_the_stock_server_runs_every_operation_of_them(served):
 def test_an_export_of_choices_is_probed_with_some_that_are_none(answers, tmp_path, monkeypatch):
     given, probed = answers["choice_picker"], {}
     # What a fresh process answers is compared in test_export.py; here, what it is asked.
-    monkeypatch.setattr("serving.export._compare", lambda _, live: probed.update(live["choose"][0]))
+    monkeypatch.setattr("serving.export._compare", lambda _, live: probed.update(live["serving_default"][0]))
     place = export_model(given.model, tmp_path / "exports" / "copa", given.tokenizer)
     manifest = json.loads((place / "assets.extra" / "keras_seq.json").read_text("utf-8"))
     assert manifest["signatures"]["serving_default"]["inputs"].keys() == {"prompt", "choices"}
