@@ -222,7 +222,7 @@ def asked(kind, texts):
 def test_an_answer_does_not_depend_on_companions_and_none_may_be_asked(kind, functions, call):
     row, inputs = SIGNATURES[kind]["serving_default"], asked(kind, [*TEXTS, LONG])
     together = call(kind, "serving_default", *inputs)
-    for i in range(5):
+    for i in (1, 3):
         for all_rows, alone in zip(together, call(kind, "serving_default", *(one[i : i + 1] for one in inputs))):
             same(np.asarray(all_rows[i])[tuple(slice(size) for size in np.shape(alone[0]))], alone[0])
     none = {name: tf.zeros((0, 3) if name == "choices" else [0], tf.string) for name in row.inputs}
