@@ -12,7 +12,7 @@ FILES = {
     "tinyshakespeare": "tinyshakespeare/input.txt",
     "nsmc": "nsmc/ratings_train.txt.gz",
     "nsmc-unlabelled": "nsmc/unlabelled.txt.gz",
-    "wnut17": "wnut17/emerging.test.annotated",
+    "wnut17": "wnut17/wnut17train.conll",
     "xquad": "xquad/xquad.en.json",
     "korquad": "korquad/KorQuAD_v1.0_dev.json.gz",
     "copa": "copa/copa-dev.xml",
