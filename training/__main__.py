@@ -66,8 +66,8 @@ def show_recipes() -> None:
             f"from {recipe.start_from}" if recipe.start_from else f"{recipe.tokenizer} {recipe.vocabulary_size:,}"
         )
         steps = f"{recipe.steps:,} x {recipe.tokens_per_batch:,} tokens"
-        print(f"{name:21}{recipe.architecture:15}{recipe.corpus:19}{steps}")
-        print(" " * 21 + "  ".join([*(f"{key}={value}" for key, value in recipe.model.items()), tokenizer]))
+        print(f"{name:24}{recipe.architecture:17}{recipe.corpus:19}{steps}")
+        print(" " * 24 + "  ".join([*(f"{key}={value}" for key, value in recipe.model.items()), tokenizer]))
 
 
 def main(arguments: list[str] | None = None) -> int:
