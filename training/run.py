@@ -295,7 +295,7 @@ def _train(
     if tensorboard:
         callbacks.append(keras.callbacks.TensorBoard(run.folder / "tensorboard", write_graph=False))
     batches = dataset(recipe, validation, run, None)
-    devices.build(model, next(iter(batches)))
+    devices.build(model, batches)
     if kept.step:
         first, steps = devices.held_out(batches.take(1))
         model.evaluate(first, steps=steps, verbose=0)  # makes the measures, or the epoch's could not be put back

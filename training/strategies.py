@@ -41,8 +41,8 @@ class OneDevice:
         """A loss over the rows of one device whose sum over devices is that of all rows."""
         return loss
 
-    def build(self, model: keras.Model, batch: Any) -> None:
-        """Prepares a compiled model for fit; `batch` is one of those it will see."""
+    def build(self, model: keras.Model, batches: tf.data.Dataset) -> None:
+        """Prepares a compiled model for fit on such batches."""
 
     def meet(self) -> None:
         """Waits until all workers have come here."""
@@ -108,14 +108,14 @@ class Replicas(OneDevice):
     def loss(self, loss: Any) -> Any:
         return JointLoss(loss)
 
-    def build(self, model: keras.Model, batch: Any) -> None:
+    def build(self, model: keras.Model, batches: tf.data.Dataset) -> None:
         """Makes the variables of losses and metrics, and keeps Keras from doing so.
 
         Keras 3.15 reads a batch for that in fit and reduces it over the replicas where it may not (keras#20585). Also
         in a Keras that no longer does, a batch read first would change what a dataset shuffled anew gives next.
         """
         with self.strategy.scope():
-            model._symbolic_build(data_batch=batch)
+            model._symbolic_build(data_batch=next(iter(batches)))
         model._maybe_symbolic_build = lambda **_: None
 
     def meet(self) -> None:

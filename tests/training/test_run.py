@@ -55,7 +55,8 @@ def test_a_run_learns_and_leaves_exactly_the_contracts_files(architecture, tiny_
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["parameters"] == tiny_run(architecture).model.count_params()
     assert metrics["seconds"] > 0
-    assert metrics["tokens_per_second"] == pytest.approx(metrics["tokens"] / metrics["seconds"], rel=0.02)
+    # The seconds are rounded to a tenth, which is much of a run of two.
+    assert metrics["tokens"] / metrics["tokens_per_second"] == pytest.approx(metrics["seconds"], abs=0.06)
     # The last epoch is the shorter one; nothing of a checkpoint but what was asked for is left.
     steps = ["step-20", "step-22"] if recipe.average_checkpoints == 2 else ["step-22"]
     assert (metrics["steps"], sorted(os.listdir(folder / "checkpoints"))) == (22, steps)

@@ -178,6 +178,11 @@ def test_an_unknown_strategy_names_those_there_are():
         strategies.find("tpu")
 
 
+def test_a_process_has_one_mirrored_strategy_however_often_it_fits():
+    """With a second one TensorFlow takes its sums for those of the first: "Shape mismatch in the collective"."""
+    assert strategies.find("mirrored").strategy is strategies.find("mirrored").strategy
+
+
 @pytest.mark.parametrize("change", [{"gradient_accumulation": 2}, {"dtype": "mixed_float16"}])
 def test_what_replicas_cannot_train_is_refused_before_anything_is_written(tmp_path, change):
     recipe = Recipe.from_dict({**RECIPE, **change})
