@@ -337,7 +337,7 @@ RECIPES = {
         model={"num_layers": 2, "num_heads": 4, "hidden_dim": 128, "intermediate_dim": 256, "dropout": 0.0},
         steps=1000,
         tokens_per_batch=2000,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
     ),
     "demo-bert-classify": Recipe(
         architecture="bert-classify",
