@@ -7,6 +7,7 @@ w beams, k candidates, r rows (b * w).
 
 from keras_seq.attention import AdditiveScore, DotScore, GeneralScore, MultiHeadAttention, attend
 from keras_seq.blocks import DecoderBlock, EncoderBlock, FeedForward, Residual
+from keras_seq.cells import GRUCell, LSTMCell
 from keras_seq.checkpoints import load_checkpoint, save_checkpoint
 from keras_seq.embeddings import TokenEmbedding
 from keras_seq.generation import generate, score, stream
@@ -24,7 +25,7 @@ from keras_seq.models.gpt import GPT, GPTClassifier, GPTMultipleChoice, GPTSimil
 from keras_seq.models.seq2seq import AttentionSeq2Seq, Seq2Seq
 from keras_seq.models.transformer import Transformer
 from keras_seq.positions import PositionEmbedding, RotaryEmbedding, SinePositionEncoding
-from keras_seq.recurrent import GRUCell, LSTMCell, RecurrentDecoder, RecurrentEncoder
+from keras_seq.recurrent import RecurrentDecoder, RecurrentEncoder
 from keras_seq.samplers import BeamSampler, GreedySampler, RandomSampler
 from keras_seq.sizes import SIZES
 from keras_seq.task_inputs import (

@@ -9,7 +9,8 @@ from keras import ops
 from parity import ours
 
 from keras_seq.attention import AdditiveScore, DotScore, GeneralScore
-from keras_seq.recurrent import CELLS, GRUCell, LSTMCell, RecurrentDecoder, RecurrentEncoder
+from keras_seq.cells import CELLS
+from keras_seq.recurrent import RecurrentDecoder, RecurrentEncoder
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "checkpoints"
 RANDOM = np.random.default_rng(0)
@@ -28,23 +29,6 @@ def encoder(randomized, **options):
     layer = RecurrentEncoder(11, **options)
     layer(SOURCE, MASK)
     return randomized(layer)
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_cell_equals_keras_cell(cell, randomized):
-    ours, theirs = CELLS[cell](11), KERAS_CELLS[cell](11)
-    state = [RANDOM.normal(size=(3, 11)).astype("float32") for _ in range(ours.num_states)]
-    ours(SOURCE[:, 0], state)
-    theirs.build((3, 2))
-    theirs.set_weights(randomized(ours).get_weights())
-    for one, other in zip(ours(SOURCE[:, 0], state), theirs(SOURCE[:, 0], state)[1]):
-        close(one, other)
-
-
-def test_the_forget_gate_starts_open():
-    cell = LSTMCell(3)
-    cell.build((None, 2))
-    np.testing.assert_array_equal(cell.bias, [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0])
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -229,9 +213,7 @@ def test_dropout_between_the_layers_acts_in_training_only(randomized):
     assert not np.allclose(first, layer(TARGET, encoded[0], MASK, encoded[1], training=True)[0])
 
 
-@pytest.mark.parametrize(
-    "layer", [RecurrentEncoder(3, cell="gru"), RecurrentDecoder(3, score=AdditiveScore(2)), LSTMCell(3), GRUCell(2)]
-)
+@pytest.mark.parametrize("layer", [RecurrentEncoder(3, cell="gru"), RecurrentDecoder(3, score=AdditiveScore(2))])
 def test_config_round_trip(layer):
     assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
 
@@ -247,9 +229,3 @@ def test_errors_name_the_rule_and_the_value(layer):
         layer(3, num_layers=0)
     with pytest.raises(ValueError, match=r"input_feeding needs a score and feed_context=False, got score=None, feed_c"):
         RecurrentDecoder(3, input_feeding=True)
-
-
-@pytest.mark.parametrize("cell", [LSTMCell, GRUCell])
-def test_a_cell_without_units_is_refused(cell):
-    with pytest.raises(ValueError, match=f"{cell.__name__} needs units >= 1, got units=0."):
-        cell(0)
