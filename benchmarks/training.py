@@ -154,6 +154,45 @@ def keras_layers(model, dtype="float32", jit_compile=False, unroll=False):
     yield keras_steps(built, loss, [ids(model), ids(model, 1)], ids(model, 2), jit_compile)
 
 
+def matrix_products(model):
+    """A step's matrix products alone, forward and backward: below their time no float32 step of this model can come."""
+    import tensorflow as tf
+
+    yield
+    rows, steps = ROWS[model]
+    size, tokens = RECURRENT, rows * steps
+    units = size["hidden"]
+    widths = [size["embedding"], *[units] * (size["layers"] - 1)] * 2  # of both stacks' inputs
+    x = {width: tf.random.normal((tokens, width)) for width in {*widths, units}}
+    h = tf.random.normal((rows, units))
+    kernels = [tf.random.normal((width, 4 * units)) for width in (*widths, units)]
+    table = tf.random.normal((units, size["vocabulary"]))
+    gradients = [tf.random.normal((tokens, 4 * units)) for _ in widths]
+
+    def three(x, w):
+        """Forward, and the gradients to both."""
+        y = tf.matmul(x, w)
+        return y[0, 0] + tf.matmul(y, w, transpose_b=True)[0, 0] + tf.matmul(x, y, transpose_a=True)[0, 0]
+
+    @tf.function
+    def step(h):
+        total = three(x[units], table) + sum(three(x[width], w) for width, w in zip(widths, kernels))
+        for gradient in gradients:
+            for _ in range(steps):
+                gates = tf.matmul(h, kernels[-1])
+                h = 0.01 * tf.matmul(gates, kernels[-1], transpose_b=True)
+            # The recurrent kernel's gradient, of all steps at once.
+            total += tf.matmul(x[units], gradient, transpose_a=True)[0, 0]
+        return total + h[0, 0]
+
+    def work():
+        for _ in range(STEPS):
+            total = step(h)
+        return float(total)
+
+    yield work
+
+
 def transformers(model):
     import torch
     import transformers as hf
@@ -230,6 +269,7 @@ RECURRENT_PLAIN = {
     "ours, plain graph": (ours, {}),
     "keras.layers.LSTM, plain graph": (keras_layers, {}),
     "torch.nn.LSTM": (torch_layers, {}),
+    "its matrix products alone": (matrix_products, {}),
 }
 RECURRENT_BEST = {
     "ours, XLA": (ours, {"jit_compile": True}),
