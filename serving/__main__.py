@@ -42,12 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def export(options: argparse.Namespace) -> int:
     """Writes a run as a new version of a served model and prints its folder, and what fewer bits cost."""
     quiet.import_tensorflow()
-    from serving.export import export_run, read_manifest
-    from serving.weights import report
+    from serving.export import export_run
 
     place = export_run(options.run_folder, options.export_folder, options.version, options.weights_dtype)
     print(place)
     if options.weights_dtype != "float32":
+        from serving.export import read_manifest
+        from serving.weights import report
+
         print(report(read_manifest(place)["weights"]))
     return 0
 

@@ -120,7 +120,10 @@ def test_batching_gets_its_flags_and_its_file_our_own_or_the_one_given(folder, t
 
 
 # A model server by its looks: not AVAILABLE at first, then it is; writes down its signals and ends at the second.
-PRETENDER = """#!{python}
+# To the shell a command, to Python a string: an interpreter's path with a space in it cannot stand behind #!.
+PRETENDER = """#!/bin/sh
+'''exec' "{python}" "$0" "$@"
+' '''
 import http.server, json, signal, sys, threading
 flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
 asked = []

@@ -126,7 +126,7 @@ def test_export_passes_its_arguments_on_and_prints_the_folder(run, module):
 
     module("serving.export", export_run=export_run)
     assert run("export", "runs/a", "exports/a", "--version", "7") == (0, "exports/a/7\n", "")
-    assert called == [(("runs/a", "exports/a"), {"version": 7})]
+    assert called == [(("runs/a", "exports/a", 7, "float32"), {})]
 
 
 def test_a_refused_export_is_an_error_in_words(run, module):
