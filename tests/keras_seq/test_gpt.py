@@ -39,22 +39,22 @@ def test_a_prompt_read_at_once_equals_one_fed_token_by_token(changes, make_input
     np.testing.assert_allclose(np.sum(np.asarray(weights) * (np.arange(17) < real[:, None]), 1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("position_encoding", ["learned", "sine", "rotary"])
-def test_documents_packed_in_a_row_give_what_each_gives_alone(position_encoding):
+@pytest.mark.parametrize("position_encoding", ["learned", "rotary"])
+def test_documents_packed_in_a_row_give_what_each_gives_alone(position_encoding, forward):
     model = GPT(11, 2, 2, 12, 13, max_sequence_length=17, position_encoding=position_encoding)
     rng = np.random.default_rng(3)
-    documents = [rng.integers(1, 11, size=(1, length)).astype("int32") for length in (5, 2, 7)]
+    documents = [rng.integers(1, 11, size=(1, length)).astype("int32") for length in (5, 2, 5)]
     row = {
         "token_ids": np.concatenate([*documents, np.zeros((1, 3), "int32")], axis=1),
-        "segment_ids": np.array([[1] * 5 + [2] * 2 + [3] * 7 + [0] * 3], "int32"),
-        "padding_mask": np.array([[True] * 14 + [False] * 3]),
+        "segment_ids": np.array([[1] * 5 + [2] * 2 + [3] * 5 + [0] * 3], "int32"),
+        "padding_mask": np.array([[True] * 12 + [False] * 3]),
     }
-    packed = np.array(model.packed_model(row))
-    alone = [model({"token_ids": ids, "padding_mask": np.ones_like(ids, bool)}) for ids in documents]
-    np.testing.assert_allclose(packed[:, :14], np.concatenate([np.array(one) for one in alone], axis=1), atol=1e-5)
+    packed = np.array(forward(model.packed_model)(row))
+    alone = [forward(model)({"token_ids": ids, "padding_mask": np.ones_like(ids, bool)}) for ids in documents]
+    np.testing.assert_allclose(packed[:, :12], np.concatenate([np.array(one) for one in alone], axis=1), atol=1e-5)
     # And as one text they give something else.
-    together = model({name: row[name] for name in ("token_ids", "padding_mask")})
-    assert np.abs(np.array(together)[:, 5:14] - packed[:, 5:14]).max() > 1e-3
+    together = forward(model)({name: row[name] for name in ("token_ids", "padding_mask")})
+    assert np.abs(np.array(together)[:, 5:12] - packed[:, 5:12]).max() > 1e-3
     assert len(model.weights) == len(model.packed_model.weights)
 
 

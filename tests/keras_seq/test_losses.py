@@ -92,7 +92,7 @@ def test_metrics_are_the_same_under_any_batching_and_padding(metric):
     assert measured([[0, 4], [1, 2, 3]]) == pytest.approx(alone, rel=1e-5)
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("label_smoothing", [0.2])
 def test_the_loss_of_tokens_is_one_number_however_they_are_batched(label_smoothing):
     random = np.random.default_rng(3)
     y_true, y_pred = random.integers(7, size=(5, 11)), random.normal(size=(5, 11, 7)).astype("float32")

@@ -65,7 +65,11 @@ def test_masks_may_be_bool_or_int_and_numpy_may_stand_beside_tensors(name, share
     as_int = {key: one.astype("int32") for key, one in inputs.items()}
     mixed = {key: ops.convert_to_tensor(one) if "mask" in key else one for key, one in as_int.items()}
     plain = keras.tree.flatten(forward(model)(inputs))
-    for other in (forward(model)(as_int), model(mixed)):
+    others = [forward(model)(as_int)]
+    # Only outside of a compiled function can NumPy arrays arrive: on JAX each operation is then compiled by itself.
+    if name == "GPT" or keras.backend.backend() == "tensorflow":
+        others.append(model(mixed))
+    for other in others:
         for one, same in zip(plain, keras.tree.flatten(other)):
             np.testing.assert_allclose(one, same, atol=1e-5)
 
@@ -316,26 +320,27 @@ for name in names:
 """
 
 
-@pytest.mark.slow
-def test_what_one_backend_saves_the_other_loads_with_equal_outputs(shared, make_inputs, forward, build, tmp_path):
-    for name in FIVE:
-        inputs = make_inputs(name)
-        outputs = outputs_of(shared(name), inputs, forward)
-        shared(name).save(tmp_path / f"{name}.keras")
-        np.savez(tmp_path / f"{name}.npz", **inputs, **{f"output_{key}": one for key, one in outputs.items()})
-    other = {"tensorflow": "jax", "jax": "tensorflow"}[keras.backend.backend()]
-    done = subprocess.run(
-        [sys.executable, "-c", OTHER, tmp_path, *FIVE],
-        env={**os.environ, "KERAS_BACKEND": other, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    rows = [line.split() for line in done.stdout.splitlines()]
-    assert [row[:2] for row in rows] == [[name, other] for name in FIVE], done.stderr
-    assert max(float(row[2]) for row in rows) < 1e-4, rows
-    # And the weights alone, on their way back.
-    for name in FIVE:
-        model = build(name)
-        model.load_weights(tmp_path / f"{name}.weights.h5")
-        for one, same in zip(model.get_weights(), shared(name).get_weights(), strict=True):
-            np.testing.assert_array_equal(one, same)
+if keras.backend.backend() == "tensorflow":  # There and back: whole models one way, weights the other.
+
+    @pytest.mark.slow
+    def test_what_tensorflow_saves_jax_loads_with_equal_outputs_and_back(shared, make_inputs, forward, build, tmp_path):
+        for name in FIVE:
+            inputs = make_inputs(name)
+            outputs = outputs_of(shared(name), inputs, forward)
+            shared(name).save(tmp_path / f"{name}.keras")
+            np.savez(tmp_path / f"{name}.npz", **inputs, **{f"output_{key}": one for key, one in outputs.items()})
+        done = subprocess.run(
+            [sys.executable, "-c", OTHER, tmp_path, *FIVE],
+            env={**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+        )
+        rows = [line.split() for line in done.stdout.splitlines()]
+        assert [row[:2] for row in rows] == [[name, "jax"] for name in FIVE], done.stderr
+        assert max(float(row[2]) for row in rows) < 1e-4, rows
+        # And the weights alone, on their way back.
+        for name in FIVE:
+            model = build(name)
+            model.load_weights(tmp_path / f"{name}.weights.h5")
+            for one, same in zip(model.get_weights(), shared(name).get_weights(), strict=True):
+                np.testing.assert_array_equal(one, same)
