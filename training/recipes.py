@@ -343,10 +343,10 @@ RECIPES = {
         architecture="bert-classify",
         corpus="grammar-labelled",
         train_examples=20_000,
-        steps=700,
+        steps=1200,
         steps_per_epoch=100,
         tokens_per_batch=1000,
-        learning_rate=5e-4,
+        learning_rate=1e-3,
         start_from="runs/demo-bert",
     ),
     "demo-gpt": Recipe(
