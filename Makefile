@@ -11,11 +11,11 @@ RUN := .venv/bin/python
 demo: .venv/installed
 	$(RUN) demo.py $(if $(KEEP),--keep)
 
-# One thread of TensorFlow a worker: workers of two threads each wait for one another on two cores. A third worker fills the
-# eighth of the time in which one waits for a process or a socket; JAX leaves no such gap.
+# One thread of TensorFlow a worker: workers of two threads each wait for one another on two cores, and a third worker made
+# the run longer.
 test: export TF_NUM_INTRAOP_THREADS = 1
 test: lint
-	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	KERAS_BACKEND=jax $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/keras_seq $(addprefix --ignore tests/keras_seq/,test_text.py test_trie.py test_packing.py)
 
 lint: .venv/installed
