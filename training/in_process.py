@@ -87,7 +87,7 @@ class InProcess:
         return answers
 
     def fill(self, first: Sequence[str | None], second: Sequence[str | None]) -> list[str]:
-        """The likeliest word for each None in a pair of sentences."""
+        """The likeliest word for each None in a pair of sentences; "" where it lies beyond what the model reads."""
         tokenizer = self.run.tokenizer
         texts = (
             " ".join(word or tokenizer.id_to_token(tokenizer.mask_token_id) for word in half)
@@ -96,7 +96,12 @@ class InProcess:
         inputs = self._pair(*([text] for text in texts))
         places = np.flatnonzero(np.asarray(inputs["token_ids"])[0] == tokenizer.mask_token_id).astype("int32")
         logits = self.run.model({**inputs, "mask_positions": places[None]}, training=False)["masked_lm"]
-        return [tokenizer.id_to_token(int(i)) for i in np.argmax(logits, axis=-1)[0]]
+        words = [tokenizer.id_to_token(int(i)) for i in np.argmax(logits, axis=-1)[0]]
+        halves, answers = np.asarray(inputs["segment_ids"])[0, places], []
+        for i, half in enumerate((first, second)):
+            read = [word for word, segment in zip(words, halves, strict=True) if segment == i]
+            answers += read + [""] * (half.count(None) - len(read))
+        return answers
 
     def tag(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
         """The label of each word: that of its first sub-word."""

@@ -223,6 +223,10 @@ def test_a_hidden_word_is_filled_with_a_word_for_each_gap(copy):
     filled = InProcess(one).fill(["i", None, "a", "student"], ["he", "is", None])
     assert len(filled) == 2
     assert all(one.tokenizer.token_to_id(word) is not None for word in filled)
+    # A sentence is cut at half of what the model reads: what was hidden beyond it is not found, the rest is.
+    long = ["a"] * one.model.backbone.max_sequence_length
+    first, lost, second = InProcess(one).fill([None, *long, None], ["he", "is", None])
+    assert lost == "" and "" not in (first, second)
 
 
 # ---- The folder and the table --------------------------------------------------------------------------------------
