@@ -28,7 +28,7 @@ parity: .venv/parity
 	KERAS_SEQ_PARITY_SEED=$(SEED) $(RUN) -m pytest tests/parity
 	KERAS_SEQ_PARITY_SEED=$(SEED) KERAS_BACKEND=jax $(RUN) -m pytest tests/parity
 
-# Speed and memory against other programs, as ratios; some twenty minutes, on a machine that does nothing else.
+# Speed and memory against other programs, as ratios, on a machine that does nothing else.
 benchmarks: .venv/benchmarks
 	$(RUN) -m benchmarks.training
 	$(RUN) -m benchmarks.training --best
