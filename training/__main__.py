@@ -26,6 +26,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="measure a run on held-out data")
     evaluate.add_argument("run", metavar="runs/NAME")
     evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    evaluate.add_argument(
+        "--num_beams", type=int, help="of a translator: beam search instead of the greedy translation"
+    )
+    evaluate.add_argument("--length_penalty", type=float, default=1.0, help="of the beams; more: longer translations")
     evaluate.add_argument("--endpoint", metavar="HOST:PORT/NAME", help="ask a served model over gRPC instead")
     evaluate.add_argument("--host", default="127.0.0.1", help="of the served model")
     evaluate.add_argument("--port", type=int, help="gRPC port of the served model")
@@ -66,8 +70,8 @@ def show_recipes() -> None:
             f"from {recipe.start_from}" if recipe.start_from else f"{recipe.tokenizer} {recipe.vocabulary_size:,}"
         )
         steps = f"{recipe.steps:,} x {recipe.tokens_per_batch:,} tokens"
-        print(f"{name:24}{recipe.architecture:17}{recipe.corpus:19}{steps}")
-        print(" " * 24 + "  ".join([*(f"{key}={value}" for key, value in recipe.model.items()), tokenizer]))
+        print(f"{name:27}{recipe.architecture:17}{recipe.corpus:19}{steps}")
+        print(" " * 27 + "  ".join([*(f"{key}={value}" for key, value in recipe.model.items()), tokenizer]))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,9 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(study.table(study.study(options.out, study.QUICK if options.quick else study.FULL)), end="")
         else:
             import_tensorflow()
-            from training import evaluate
+            from training import evaluate, run
 
-            evaluate.show(evaluate.evaluate(options.run, options.split, evaluate.endpoint(options)))
+            beams = evaluate.beams_of(options)
+            served = evaluate.endpoint(options, beams)
+            evaluate.show(evaluate.evaluate_run(run.load_run(options.run), options.split, served, beams))
     except (ValueError, OSError) as error:
         if os.environ.get("KERAS_SEQ_TRACEBACK"):
             raise

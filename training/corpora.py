@@ -12,7 +12,7 @@ import itertools
 import os
 import random
 import xml.etree.ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +74,31 @@ def _multi30k(split: str, count: int | None, seed: int) -> list[tuple[str, str]]
     name = {"train": "train", "validation": "val", "test": "test_2016_flickr"}[split]
     german, english = (_lines(f"multi30k/{name}.{language}.gz") for language in ("de", "en"))
     return _some(list(zip(german, english, strict=True)), count, seed)
+
+
+def _multi30k_words(split: str, count: int | None, seed: int) -> list[tuple[str, str]]:
+    """The pairs in lower case, with a blank between any two words: what the published figures are of."""
+    german, english = zip(*_multi30k(split, count, seed))
+    return list(zip(_moses_words("de", german), _moses_words("en", english)))
+
+
+def _moses_words(language: str, lines: Iterable[str]) -> list[str]:
+    moses = _sacremoses().MosesTokenizer(lang=language)
+    return [moses.tokenize(line.lower(), return_str=True, escape=False) for line in lines]
+
+
+def from_moses_words(language: str, lines: Iterable[str]) -> list[str]:
+    """Lines with a blank between any two words, as one would write them."""
+    moses = _sacremoses().MosesDetokenizer(lang=language)
+    return [moses.detokenize(line.split(), unescape=False) for line in lines]
+
+
+def _sacremoses() -> Any:
+    try:
+        import sacremoses
+    except ModuleNotFoundError as error:
+        raise ValueError("multi30k-words needs the package sacremoses: pip install 'keras-seq[words]'.") from error
+    return sacremoses
 
 
 def _tinyshakespeare(split: str, count: int | None, seed: int) -> str:
@@ -163,6 +188,7 @@ CORPORA = {
     "grammar-documents": _grammar("documents", grammar.documents),
     "grammar-labelled": _grammar("labelled", grammar.labelled),
     "multi30k": Corpus("pairs", _multi30k),
+    "multi30k-words": Corpus("pairs", _multi30k_words),
     "tinyshakespeare": Corpus("text", _tinyshakespeare),
     "nsmc": Corpus("labelled", _nsmc),
     "nsmc-unlabelled": Corpus("documents", _nsmc_unlabelled),

@@ -6,19 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from keras_seq import BeamSampler
 from training.corpora import corpus_of
 from training.files import write_json
 from training.in_process import BATCH, SPANS, InProcess, joined, labels_of_words
-from training.run import Run, load_run, whole_documents
+from training.run import Run, whole_documents
 from training.task_measures import MEASURED
 
 
 class Endpoint:
     """A served model, asked over gRPC or REST through the public client."""
 
-    def __init__(self, host: str, port: int, name: str, transport: Literal["rest", "grpc"] = "grpc"):
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        name: str,
+        transport: Literal["rest", "grpc"] = "grpc",
+        beams: BeamSampler | None = None,
+    ):
         from serving.client import Client
 
+        self.beams = beams
         ports: dict[str, Any] = {"port": port} if transport == "grpc" else {"rest_api_port": port}
         self.client, self.name = Client(host, transport=transport, **ports), name
 
@@ -43,8 +52,15 @@ class Endpoint:
         return answers
 
     def translate(self, texts: Sequence[str]) -> list[str]:
-        """Greedy translations."""
-        return self._ask("translate", ["translation"], text=texts)[0]
+        """The best translations, greedy ones or of the beams."""
+        if self.beams is None:
+            return self._ask("translate", ["translation"], text=texts)[0]
+        options = {"length_penalty": self.beams.length_penalty, "max_new_tokens": 2**31 - 1}  # as many as it exports
+        given: dict[str, Any] = {name: [value] * len(texts) for name, value in options.items()}
+        told = self._ask("translate_beam", ["translations"], text=texts, **given)[0]
+        if (served := len(told[0])) != self.beams.num_beams:
+            raise ValueError(f"The endpoint keeps {served} beams, got num_beams={self.beams.num_beams!r}.")
+        return [row[0] for row in told]
 
     def score(self, texts: Sequence[str]) -> tuple[float, int]:
         """Summed log-probability in nats and number of tokens, the end counted."""
@@ -91,8 +107,8 @@ class Endpoint:
         return self._ask("similarity", ["similarity"], first=firsts, second=seconds)[0]
 
 
-def endpoint(options: argparse.Namespace) -> Endpoint | None:
-    """The served model that the command line names, or None.
+def endpoint(options: argparse.Namespace, beams: BeamSampler | None = None) -> Endpoint | None:
+    """The served model that the command line names, or None; asked for the best of the beams, if there are any.
 
     Raises:
         ValueError: --endpoint is not HOST:PORT/NAME.
@@ -103,41 +119,52 @@ def endpoint(options: argparse.Namespace) -> Endpoint | None:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
             raise ValueError(f"--endpoint needs HOST:PORT or HOST:PORT/NAME, got {options.endpoint!r}.")
-        return Endpoint(host, int(port), given or name)
+        return Endpoint(host, int(port), given or name, beams=beams)
     if options.rest_api_port:
-        return Endpoint(options.host, options.rest_api_port, name, "rest")
-    return Endpoint(options.host, options.port, name) if options.port else None
+        return Endpoint(options.host, options.rest_api_port, name, "rest", beams)
+    return Endpoint(options.host, options.port, name, beams=beams) if options.port else None
 
 
-def evaluate(folder: str | Path, split: str = "test", served: Endpoint | None = None) -> dict[str, Any]:
-    """Measures a finished run on held-out data, in process or through a served endpoint."""
-    return evaluate_run(load_run(folder), split, served)
+def beams_of(options: argparse.Namespace) -> BeamSampler | None:
+    """The beams that the command line asks for, or None: greedy."""
+    if options.num_beams is None:
+        return None
+    if options.num_beams < 1:
+        raise ValueError(f"--num_beams needs 1 or more, got {options.num_beams!r}.")
+    return BeamSampler(options.num_beams, options.length_penalty)
 
 
-def evaluate_run(run: Run, split: str = "test", served: Endpoint | None = None) -> dict[str, Any]:
+def evaluate_run(
+    run: Run, split: str = "test", served: Endpoint | None = None, beams: BeamSampler | None = None
+) -> dict[str, Any]:
     """The measures of a run on a split; those in process are also kept in its metrics.json.
 
     Args:
         run: a fitted run.
         split: "train", "validation" or "test".
         served: ask this endpoint instead of the model in process.
+        beams: of a translator: its best translation among these instead of the greedy one.
 
     Returns:
         A dict of numbers; which ones depends on the task.
 
     Raises:
-        ValueError: the measure of this corpus needs the model in process.
+        ValueError: the measure of this corpus needs the model in process, or beams of a model that is no translator.
     """
     corpus = corpus_of(run.recipe)
     examples = corpus.read(split, run.recipe.evaluate_examples, run.recipe.seed + 1)
     kind = corpus.kind
     if kind == "documents" and run.recipe.architecture == "gpt":
         examples, kind = whole_documents(examples), "lines"
-    values = MEASURED[kind](run, served or InProcess(run), examples, split)
+    if beams is not None and kind != "pairs":
+        raise ValueError(f"Beams need a translator, got architecture={run.recipe.architecture!r}.")
+    values = MEASURED[kind](run, served or InProcess(run, beams), examples, split)
+    if beams is not None:
+        values |= {"num_beams": beams.num_beams, "length_penalty": beams.length_penalty}
     if served is None:
         path = run.folder / "metrics.json"
         kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        write_json(path, {**kept, split: values})
+        write_json(path, {**kept, split if beams is None else f"{split}_beam": values})
     return values
 
 

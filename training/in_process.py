@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_seq import BeamSampler
 from training.run import Run
 
 BATCH = 100  # texts asked at once
@@ -14,11 +15,11 @@ SPANS = 20  # questions, each with all windows of its context
 class InProcess:
     """The run's own model; each method asks for texts sorted by length, and answers in the order they came in."""
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, beams: BeamSampler | None = None):
+        self.run, self.beams = run, beams
 
     def translate(self, texts: Sequence[str]) -> list[str]:
-        """Greedy translations."""
+        """The best translations, greedy ones or of the beams."""
         import tensorflow as tf
 
         from keras_seq.packing import pack_start_end
@@ -38,8 +39,9 @@ class InProcess:
                 "encoder_token_ids": ids,
                 "encoder_padding_mask": tf.sequence_mask(rows.row_lengths(), ids.shape[1]),
             }
-            written = run.model.generate(inputs, new_tokens, target.end_token_id, target.start_token_id)
-            for i, answer in zip(chosen, target.detokenize(tf.constant(written["token_ids"])).numpy()):
+            written = run.model.generate(inputs, new_tokens, target.end_token_id, target.start_token_id, self.beams)
+            token_ids = written["token_ids"] if self.beams is None else written["token_ids"][:, 0]
+            for i, answer in zip(chosen, target.detokenize(tf.constant(token_ids)).numpy()):
                 answers[i] = answer.decode()
         return answers
 

@@ -14,14 +14,26 @@ Entity = tuple[str, int, int]  # its type, its first token, the one after its la
 
 
 def translation(answers: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
-    """sacreBLEU's BLEU (Papineni et al. 2002) and chrF2 (Popović 2015), 0 to 100, each with its signature."""
+    """sacreBLEU's BLEU (Papineni et al. 2002), cased and not, and chrF2 (Popović 2015), 0 to 100, with signatures."""
     import sacrebleu
 
     values: dict[str, Any] = {}
-    for name, metric in (("bleu", sacrebleu.metrics.BLEU()), ("chrf", sacrebleu.metrics.CHRF())):
+    for name, metric in (
+        ("bleu", sacrebleu.metrics.BLEU()),
+        ("bleu_lowercase", sacrebleu.metrics.BLEU(lowercase=True)),
+        ("chrf", sacrebleu.metrics.CHRF()),
+    ):
         values[name] = round(metric.corpus_score(list(answers), [list(targets)]).score, 2)
         values[f"{name}_signature"] = str(metric.get_signature())
     return values
+
+
+def tokenized_bleu(answers: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+    """BLEU (Papineni et al. 2002) of the tokens between blanks, 0 to 100: only for one and the same tokenizer."""
+    import sacrebleu
+
+    metric = sacrebleu.metrics.BLEU(tokenize="none", force=True)
+    return {"tokenized_bleu": round(metric.corpus_score(list(answers), [list(targets)]).score, 2)}
 
 
 def perplexities(nats: float, tokens: int, texts: Sequence[str], ends: bool = True) -> dict[str, float]:

@@ -8,7 +8,7 @@ from training.schedules import WarmUp
 
 def schedule(recipe: Recipe) -> WarmUp:
     """The learning rate by batches, which are what Keras counts for a schedule, with accumulation too."""
-    return WarmUp(recipe.learning_rate, recipe.warmup_steps, recipe.steps, recipe.decay)
+    return WarmUp(recipe.learning_rate, recipe.warmup_steps, recipe.steps, recipe.decay, recipe.final_learning_rate)
 
 
 def optimizer(recipe: Recipe, adamw: type = keras.optimizers.AdamW) -> keras.optimizers.Optimizer:

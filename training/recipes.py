@@ -47,6 +47,7 @@ class Recipe:
         model: arguments of the model's constructor, less vocabulary sizes and max_sequence_length.
         tokenizer: "wordpiece", "bpe", "char" or "word"; trained on the corpus, or that of the run it starts from.
         vocabulary_size: greatest number of tokens.
+        min_frequency: how often a token must occur in the training examples.
         lowercase: lower-case the text.
         max_sequence_length: positions; longer text is cut.
         train_examples: examples read (None: all; of the built-in corpus 100,000).
@@ -60,6 +61,7 @@ class Recipe:
         learning_rate: the peak.
         warmup_steps: steps to the peak.
         decay: what comes after: "constant", "linear", "cosine", "inverse_square_root".
+        final_learning_rate: what the decay ends at.
         label_smoothing: share of the target spread over the vocabulary.
         weight_decay: of AdamW.
         beta_2: of AdamW.
@@ -86,6 +88,7 @@ class Recipe:
     stream: bool = False
     tokenizer: str = "bpe"
     vocabulary_size: int = 8000
+    min_frequency: int = 1
     lowercase: bool = False
     max_sequence_length: int = 64
     train_examples: int | None = None
@@ -99,6 +102,7 @@ class Recipe:
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     decay: str = "cosine"
+    final_learning_rate: float = 0.0
     label_smoothing: float = 0.0
     weight_decay: float = 0.01
     beta_2: float = 0.98
@@ -135,6 +139,11 @@ class Recipe:
         for name in ("label_smoothing", "ema_momentum"):
             if not (getattr(self, name) or 0.0) < 1:
                 raise RecipeError(f"A recipe needs {name} < 1, got {name}={getattr(self, name)!r}.")
+        if self.final_learning_rate > self.learning_rate:
+            raise RecipeError(
+                f"A recipe needs final_learning_rate <= learning_rate={self.learning_rate!r}, "
+                f"got final_learning_rate={self.final_learning_rate!r}."
+            )
         for name, architecture in (("pack_documents", "gpt"), ("whole_words", "bert")):
             if getattr(self, name) and self.architecture != architecture:
                 raise RecipeError(
@@ -201,7 +210,7 @@ class Recipe:
         return cls(**{name: _typed(name, value) for name, value in values.items()})
 
 
-MAY_BE_ZERO = {"seed", "label_smoothing", "weight_decay"}
+MAY_BE_ZERO = {"seed", "final_learning_rate", "label_smoothing", "weight_decay"}
 
 
 def model_arguments(architecture: str) -> list[str]:
@@ -300,6 +309,20 @@ _PAIRS: dict[str, Any] = {
     "max_sequence_length": 48,
 }
 
+# The protocol of the published row of translators: see docs/results.md.
+_PUBLISHED: dict[str, Any] = {
+    "corpus": "multi30k-words",
+    "tokenizer": "word",
+    "min_frequency": 2,
+    "steps": 2200,
+    "steps_per_epoch": 220,
+    "early_stopping": 10,
+    "warmup_steps": 1,
+    "decay": "constant",
+    "weight_decay": 0.0,
+    "beta_2": 0.999,
+}
+
 # For English there is no unlabelled text here to pre-train on: these begin from nothing, or from a run of the user's.
 _SMALL_BERT = {"num_layers": 4, "num_heads": 4, "hidden_dim": 256, "intermediate_dim": 1024, "dropout": 0.1}
 
@@ -395,6 +418,27 @@ RECIPES = {
         label_smoothing=0.1,
         learning_rate=1e-3,
     ),
+    "multi30k-words-seq2seq": Recipe(
+        architecture="seq2seq",
+        **_PUBLISHED,
+        model={"hidden_dim": 512, "embedding_dim": 256, "num_layers": 2, "dropout": 0.5},
+    ),
+    "multi30k-words-context": Recipe(
+        architecture="seq2seq",
+        **_PUBLISHED,
+        model={"hidden_dim": 512, "embedding_dim": 256, "cell": "gru", "context": "every_step", "dropout": 0.5},
+    ),
+    "multi30k-words-attention": Recipe(
+        architecture="attention",
+        **_PUBLISHED,
+        model={"hidden_dim": 512, "embedding_dim": 256, "cell": "gru", "dropout": 0.5},
+    ),
+    "multi30k-words-transformer": Recipe(
+        architecture="transformer",
+        **_PUBLISHED,
+        model={"num_layers": 3, "num_heads": 8, "hidden_dim": 256, "intermediate_dim": 512, "dropout": 0.1},
+        learning_rate=5e-4,
+    ),
     "shakespeare-gpt": Recipe(
         architecture="gpt",
         corpus="tinyshakespeare",
@@ -406,6 +450,7 @@ RECIPES = {
         steps_per_epoch=250,
         tokens_per_batch=768,
         learning_rate=1e-3,
+        final_learning_rate=1e-4,
         weight_decay=0.1,
         beta_2=0.99,
     ),

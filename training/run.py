@@ -89,7 +89,9 @@ def _train_tokenizers(recipe: Recipe, examples: Any, folder: Path) -> None:
         return
 
     def train(name: str, lines: Any) -> None:
-        tokenizer = train_tokenizer(lines, recipe.tokenizer, recipe.vocabulary_size, lowercase=recipe.lowercase)
+        tokenizer = train_tokenizer(
+            lines, recipe.tokenizer, recipe.vocabulary_size, recipe.min_frequency, recipe.lowercase
+        )
         tokenizer.save(folder / name)
 
     kind = corpus_of(recipe).kind

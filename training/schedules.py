@@ -8,7 +8,7 @@ from training.recipes import DECAYS
 
 @keras.saving.register_keras_serializable("keras_seq")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """peak * step / warmup_steps up to the peak, then decay to zero at `steps` (inverse square root: for ever).
+    """peak * step / warmup_steps up to the peak, then decay to `final` at `steps` (inverse square root: for ever).
 
     Vaswani et al. 2017, section 5.3 (inverse square root); Loshchilov and Hutter 2017 (cosine).
 
@@ -17,20 +17,24 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         warmup_steps: steps to reach it, >= 1.
         steps: steps of the whole run.
         decay: "constant", "linear", "cosine" or "inverse_square_root".
+        final: the learning rate that the decay ends at.
 
     Raises:
-        ValueError: an unknown decay, or warmup_steps < 1.
+        ValueError: an unknown decay, warmup_steps < 1, or a final rate that is not between 0 and the peak.
     """
 
-    def __init__(self, peak, warmup_steps, steps, decay="cosine"):
+    def __init__(self, peak, warmup_steps, steps, decay="cosine", final=0.0):
         if decay not in DECAYS:
             raise ValueError(f"WarmUp needs decay in {DECAYS}, got decay={decay!r}.")
         if warmup_steps < 1:
             raise ValueError(f"WarmUp needs warmup_steps >= 1, got warmup_steps={warmup_steps!r}.")
+        if not 0 <= final <= peak:
+            raise ValueError(f"WarmUp needs final between 0 and peak={peak!r}, got final={final!r}.")
         self.peak = peak
         self.warmup_steps = warmup_steps
         self.steps = steps
         self.decay = decay
+        self.final = final
 
     def __call__(self, step):
         step = ops.cast(step, "float32") + 1.0
@@ -42,7 +46,8 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
             "cosine": lambda: 0.5 * (1.0 + ops.cos(done * 3.141592653589793)),
             "inverse_square_root": lambda: ops.sqrt(self.warmup_steps / ops.maximum(step, 1.0)),
         }[self.decay]()
-        return self.peak * ops.minimum(rising, 1.0) * ops.where(rising < 1.0, 1.0, falling)
+        return ops.where(rising < 1.0, self.peak * rising, self.final + (self.peak - self.final) * falling)
 
     def get_config(self):
-        return {"peak": self.peak, "warmup_steps": self.warmup_steps, "steps": self.steps, "decay": self.decay}
+        names = ("peak", "warmup_steps", "steps", "decay", "final")
+        return {name: getattr(self, name) for name in names}

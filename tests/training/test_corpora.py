@@ -9,6 +9,7 @@ from training.recipes import Recipe
 
 FILES = {
     "multi30k": "multi30k/train.de.gz",
+    "multi30k-words": "multi30k/train.de.gz",
     "tinyshakespeare": "tinyshakespeare/input.txt",
     "nsmc": "nsmc/ratings_train.txt.gz",
     "nsmc-unlabelled": "nsmc/unlabelled.txt.gz",
@@ -94,6 +95,20 @@ def test_multi30k_has_the_published_counts(read):
         "Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt.",
         "A man in an orange hat starring at something.",
     )
+
+
+def test_the_words_of_multi30k_are_its_lines_in_lower_case_with_blanks_between_words(read):
+    plain, words = (read(name, "test") for name in ("multi30k", "multi30k-words"))
+    assert words[0] == (
+        "ein mann mit einem orangefarbenen hut , der etwas anstarrt .",
+        "a man in an orange hat starring at something .",
+    )
+    assert read("multi30k-words", "test", 17, 3) == [
+        words[plain.index(pair)] for pair in read("multi30k", "test", 17, 3)
+    ]
+    for side, language in enumerate(("de", "en")):  # a blank before a quotation mark has two ways back
+        lines = corpora.from_moses_words(language, [pair[side] for pair in words])
+        assert sum(line == pair[side].lower() for line, pair in zip(lines, plain)) > 990
 
 
 def test_multi30k_splits_are_disjoint(read):

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import socket
+import types
 
 import keras
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import sacrebleu
 import tensorflow as tf
 
+from keras_seq import BeamSampler
 from training import evaluate, grammar, in_process, measures, task_measures
 from training.corpora import CORPORA
 from training.in_process import InProcess
-from training.run import build_model
+from training.recipes import RECIPES
+from training.run import build_model, load_run
 
 
 def examples(one, split="test"):
@@ -68,7 +71,8 @@ def test_exact_match_and_bleu_are_those_by_hand(copy):
 
 
 def test_measures_of_lengths_that_do_not_occur_are_left_out():
-    values = task_measures.MEASURED["pairs"](None, Told({"one two": "x y"}), [("one two", "x y")], "test")
+    run = types.SimpleNamespace(recipe=RECIPES["demo-seq2seq"])
+    values = task_measures.MEASURED["pairs"](run, Told({"one two": "x y"}), [("one two", "x y")], "test")
     assert values["exact_up_to_7_words"] == 1
     assert "exact_from_12_words" not in values
 
@@ -90,6 +94,39 @@ def test_translations_in_a_batch_are_those_of_one_sentence_at_a_time(architectur
         inputs = {"encoder_token_ids": np.array([ids], "int32"), "encoder_padding_mask": np.ones((1, len(ids)), bool)}
         written = one.model.generate(inputs, one.recipe.max_new_tokens, target.end_token_id, target.start_token_id)
         assert target.detokenize(tf.constant(written["token_ids"])).numpy()[0].decode() == translation
+
+
+def test_with_beams_a_translation_is_the_best_of_them_and_is_kept_beside_the_greedy_measures(copy):
+    one = copy("transformer", evaluate_examples=5)
+    keras.utils.set_random_seed(3)
+    one = one._replace(model=build_model(one.recipe, one.tokenizer, one.target_tokenizer, None))
+    beams, target, told = BeamSampler(3, length_penalty=0.7), one.target_tokenizer, []
+    for source, _ in examples(one):
+        ids = one.tokenizer.tokenize(tf.constant([source])).to_list()[0] + [one.tokenizer.end_token_id]
+        inputs = {"encoder_token_ids": np.array([ids], "int32"), "encoder_padding_mask": np.ones((1, len(ids)), bool)}
+        ends = target.end_token_id, target.start_token_id
+        written = one.model.generate(inputs, one.recipe.max_new_tokens, *ends, beams)["token_ids"][:, 0]
+        told.append(target.detokenize(tf.constant(written)).numpy()[0].decode())
+    assert InProcess(one, beams).translate([source for source, _ in examples(one)]) == told
+    values = evaluate.evaluate_run(one, beams=beams)
+    assert (values["num_beams"], values["length_penalty"]) == (3, 0.7)
+    assert values["chrf"] == measures.translation(told, [target for _, target in examples(one)])["chrf"]
+    kept = json.loads((one.folder / "metrics.json").read_text())
+    assert kept["test_beam"] == values and kept.get("test") != values
+
+
+def test_beams_of_what_does_not_translate_are_refused(copy):
+    with pytest.raises(ValueError, match="Beams need a translator, got architecture='gpt'"):
+        evaluate.evaluate_run(copy("gpt"), beams=BeamSampler(3))
+
+
+def test_as_many_beams_as_the_command_line_says():
+    def asked(count):
+        return evaluate.beams_of(argparse.Namespace(num_beams=count, length_penalty=0.7))
+
+    assert (asked(None), asked(3)) == (None, BeamSampler(3, 0.7))
+    with pytest.raises(ValueError, match="--num_beams needs 1 or more, got 0"):
+        asked(0)
 
 
 # ---- Language models -----------------------------------------------------------------------------------------------
@@ -245,7 +282,7 @@ def test_measures_in_process_are_kept_beside_the_older_ones_and_served_ones_are_
 
 def test_a_loaded_folder_measures_as_the_run_in_memory(tiny_run):
     one = tiny_run("bert-classify")
-    assert evaluate.evaluate(one.folder, "validation") == evaluate.evaluate_run(one, "validation")
+    assert evaluate.evaluate_run(load_run(one.folder), "validation") == evaluate.evaluate_run(one, "validation")
 
 
 def test_the_table_shows_all_of_every_value(capsys):
@@ -273,6 +310,7 @@ class FakeClient:
         texts = next(iter(inputs.values()))
         return {
             "translation": [text.upper() for text in texts],
+            "translations": [[text.upper(), "worse"] for text in texts],
             "label": ["positive"] * len(texts),
             "log_probability": [-2.0 * len(text.split()) for text in texts],
             "num_tokens": [len(text.split()) for text in texts],
@@ -283,7 +321,7 @@ class FakeClient:
 @pytest.fixture
 def endpoint(monkeypatch):
     monkeypatch.setattr("serving.client.Client", FakeClient)
-    return lambda name="tiny", transport="grpc": evaluate.Endpoint("there", 8511, name, transport)
+    return lambda name="tiny", transport="grpc", beams=None: evaluate.Endpoint("there", 8511, name, transport, beams)
 
 
 def test_an_endpoint_asks_each_signature_of_the_contract_in_batches(endpoint):
@@ -306,6 +344,16 @@ def test_an_endpoint_asks_each_signature_of_the_contract_in_batches(endpoint):
         ("score", text): once,
         ("next_sentence", ("first", "second")): once,
     }
+
+
+def test_an_endpoint_is_asked_for_the_best_of_as_many_beams_as_it_keeps(endpoint):
+    served = endpoint(beams=BeamSampler(2, 0.7))
+    texts = [f"a{i}" for i in range(103)]
+    assert served.translate(texts) == [text.upper() for text in texts]
+    sizes = [{"text": size, "length_penalty": size, "max_new_tokens": size} for size in (100, 3)]
+    assert served.client.asked == [("tiny", "translate_beam", size) for size in sizes]
+    with pytest.raises(ValueError, match="The endpoint keeps 2 beams, got num_beams=4"):
+        endpoint(beams=BeamSampler(4)).translate(texts)
 
 
 def test_an_endpoints_score_gives_the_same_measures_as_a_model_with_that_score(endpoint, copy):

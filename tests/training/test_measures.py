@@ -17,8 +17,19 @@ def test_bleu_and_chrf_are_sacrebleus_with_the_signatures_that_name_them():
     values = measures.translation(answers, targets)
     assert values["bleu"] == round(sacrebleu.corpus_bleu(answers, [targets]).score, 2)
     assert values["chrf"] == round(sacrebleu.corpus_chrf(answers, [targets]).score, 2)
+    lower = sacrebleu.corpus_bleu(["A Cat sat on the mat", "no"], [targets], lowercase=True)
+    assert measures.translation(["A Cat sat on the mat", "no"], targets)["bleu_lowercase"] == round(lower.score, 2)
     assert "tok:13a" in values["bleu_signature"] and "smooth:exp" in values["bleu_signature"]
     assert "nc:6" in values["chrf_signature"] and "nw:0" in values["chrf_signature"]
+
+
+def test_tokenized_bleu_counts_what_stands_between_blanks():
+    tokens = ["a", "cat", "sat", "on", "the", "mat", "."]
+    answer, target = " ".join([*tokens[:3], "in", *tokens[4:]]), " ".join(tokens)
+    orders = [{" ".join(tokens[i : i + n]) for i in range(8 - n) if not i <= 3 < i + n} for n in (1, 2, 3, 4)]
+    precisions = [len(kept) / (8 - n) for n, kept in zip((1, 2, 3), orders)] + [1 / 2 / 4]  # none of four: 1/2 ("exp")
+    by_hand = 100 * math.prod(precisions) ** 0.25
+    assert measures.tokenized_bleu([answer], [target]) == {"tokenized_bleu": round(by_hand, 2)}
 
 
 def test_chrf_of_one_sentence_is_that_counted_by_hand():

@@ -24,6 +24,7 @@ CONTRACT = [
     "nsmc-bert",
     "nsmc-bert-classify",
 ]
+PUBLISHED = [f"multi30k-words-{name}" for name in ("seq2seq", "context", "attention", "transformer")]
 FINE_TUNING = [
     "wnut17-bert-tokens",
     "xquad-bert-spans",
@@ -35,8 +36,8 @@ OWN = {"train": "a", "validation": "b", "test": "c"}
 PLAIN = Recipe("gpt", "grammar-lines", model={"num_layers": 2, "num_heads": 3})
 
 
-def test_the_built_in_recipes_are_those_of_the_contract_and_one_for_each_further_task():
-    assert list(RECIPES) == CONTRACT + FINE_TUNING
+def test_the_built_in_recipes_are_those_of_the_contract_the_published_row_and_one_for_each_further_task():
+    assert sorted(RECIPES) == sorted(CONTRACT + PUBLISHED + FINE_TUNING)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -128,6 +129,10 @@ def test_a_setting_that_is_no_yaml_is_refused():
         (
             lambda: PLAIN.replace(average_checkpoints=3, ema_momentum=0.9),
             "A recipe needs average_checkpoints=1 beside early_stopping or ema_momentum, got average_checkpoints=3.",
+        ),
+        (
+            lambda: PLAIN.replace(learning_rate=0.7, final_learning_rate=0.71),
+            "A recipe needs final_learning_rate <= learning_rate=0.7, got final_learning_rate=0.71.",
         ),
         (lambda: PLAIN.replace(ema_momentum=1.0), "A recipe needs ema_momentum < 1, got ema_momentum=1.0."),
         (lambda: PLAIN.replace(checkpoint_step=3), "did you mean 'checkpoint_steps'?"),

@@ -36,6 +36,16 @@ def test_the_inverse_square_root_is_the_formula_of_vaswani_2017():
     np.testing.assert_allclose(rates("inverse_square_root", peak=peak), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("decay", DECAYS)
+def test_a_final_rate_is_what_the_decay_goes_down_to(decay):
+    final = PEAK / 7
+    expected = [
+        PEAK * n / WARM_UP if n <= WARM_UP else final + (PEAK - final) * WRITTEN_OUT[decay](n)
+        for n in range(1, STEPS + 1)
+    ]
+    np.testing.assert_allclose(rates(decay, final=final), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
 def test_a_decayed_rate_ends_at_zero_and_stays_there(decay):
     np.testing.assert_allclose(rates(decay, STEPS + 7)[STEPS - 1 :], 0, atol=1e-7)
@@ -46,7 +56,7 @@ def test_a_warm_up_longer_than_the_run_only_rises():
 
 
 def test_a_schedule_comes_back_from_its_configuration():
-    schedule = WarmUp(PEAK, WARM_UP, STEPS, "linear")
+    schedule = WarmUp(PEAK, WARM_UP, STEPS, "linear", PEAK / 7)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
     assert isinstance(again, WarmUp)
     assert again.get_config() == schedule.get_config()
@@ -57,6 +67,7 @@ def test_a_schedule_comes_back_from_its_configuration():
     [
         ({"decay": "cosin"}, "WarmUp needs decay in .*, got decay='cosin'"),
         ({"decay": "linear", "warmup_steps": 0}, "WarmUp needs warmup_steps >= 1, got warmup_steps=0"),
+        ({"decay": "linear", "final": 1.1}, "WarmUp needs final between 0 and peak=0.7, got final=1.1"),
     ],
 )
 def test_a_wrong_argument_is_named(changes, message):
