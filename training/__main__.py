@@ -71,7 +71,7 @@ def show_recipes() -> None:
         )
         steps = f"{recipe.steps:,} x {recipe.tokens_per_batch:,} tokens"
         print(f"{name:27}{recipe.architecture:17}{recipe.corpus:19}{steps}")
-        print(" " * 27 + "  ".join([*(f"{key}={value}" for key, value in recipe.model.items()), tokenizer]))
+        print(" " * 8 + "  ".join([*(f"{key}={value}" for key, value in recipe.model.items()), tokenizer]))
 
 
 def main(arguments: list[str] | None = None) -> int:
