@@ -325,6 +325,10 @@ def kind_of(value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """The JSON of a value, cut to fit a message."""
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """The JSON of a value, cut to fit a message; what is cut off is not written first, however large and deep it is."""
+    text = ""
+    for piece in json.JSONEncoder().iterencode(value):
+        text += piece
+        if len(text) > 80:
+            return f"{text[:77]}..."
+    return text

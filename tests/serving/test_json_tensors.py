@@ -190,6 +190,12 @@ def test_a_body_that_breaks_off_is_refused_at_once_however_long_it_is(text):
     assert time.process_time() - before < 1.0  # going back at each quote took 7 s of one thread that lets no other run
 
 
+def test_a_list_as_deep_as_json_may_be_is_refused_like_any_other():
+    body = b'{"inputs": [0, ' + b"[" * 1000 + b"]" * 1000 + b"]}"
+    with pytest.raises(StatusError, match="unexpected level"):
+        json_tensors.decode_request(json_tensors.parse_body(body), signature(x="float32"))
+
+
 def test_an_input_named_b64_is_not_taken_for_bytes_among_others():
     body = {"instances": [{"b64": 1, "x": 2}]}
     arrays, _ = json_tensors.decode_request(body, signature(b64="int32", x="int32"))
