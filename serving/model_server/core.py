@@ -21,11 +21,12 @@ from serving.model_server.errors import Code, StatusError, invalid
 from serving.model_server.loaded import LoadedVersion
 from serving.model_server.model_config import ModelSettings, read_models
 from serving.model_server.signature import in_braces
-from serving.model_server.versions import MAX_VERSION, Loader, VersionRecord, find_versions
+from serving.model_server.versions import MAX_VERSION, Loader, VersionRecord, find_versions, folder_stamp
 
 __all__ = ["MAX_VERSION", "ModelManager", "VersionRecord"]
 
 logger = logging.getLogger("serving.model_server")
+_NEVER = float("inf")
 
 
 class ModelManager:
@@ -62,6 +63,8 @@ class ModelManager:
         self._records: dict[str, dict[int, VersionRecord]] = {}
         self._present: dict[str, dict[int, Path]] = {}
         self._turns: dict[str, threading.Lock] = {}  # each held by who changes this model's versions
+        self._due: dict[str, float] = {}  # when a model's turn comes without a look, on the clock of time.monotonic
+        self._queued: set[str] = set()  # models whose turn waits for a thread
         self._lock = threading.Lock()  # guards the fields above, held for moments
         self._reloading = threading.Lock()
         self._wake, self._stopping = threading.Event(), threading.Event()
@@ -107,7 +110,7 @@ class ModelManager:
         lost = []
         for name in self.models:
             records = list(self._records[name].values())
-            if records and all(record.error and self._loader.next_try(record) == float("inf") for record in records):
+            if records and all(record.error and self._loader.next_try(record) == _NEVER for record in records):
                 lost += [f"{{name: {name} version: {one.version}}} due to error: {one.error}" for one in records]
         if lost:
             what = f"{len(lost)} servable(s) did not become available: {'; '.join(lost)}"
@@ -123,6 +126,8 @@ class ModelManager:
             pool.shutdown()
         for records in self._records.values():
             for record in records.values():
+                with self._lock:
+                    record.state = "UNLOADING" if record.state == "AVAILABLE" else record.state
                 self._retire(record)
 
     @contextmanager
@@ -143,7 +148,7 @@ class ModelManager:
                 record.users -= 1
                 is_drained = not record.users and record.state == "UNLOADING"
             if is_drained:
-                self._wake.set()
+                self._call_up(name)
 
     def status(self, name: str, version: int | None = None, label: str | None = None) -> list[VersionRecord]:
         """The records of a model, newest version first. Raises: StatusError NOT_FOUND when there is none."""
@@ -202,62 +207,83 @@ class ModelManager:
             for name in self.models:
                 self._records.setdefault(name, {})
                 self._turns.setdefault(name, threading.Lock())
+                self._due.setdefault(name, _NEVER)
 
     def _keep_polling(self) -> None:
         """Looks every `poll_seconds`; in between, frees what has been drained and tries again what is due."""
-        pause = self._poll_seconds if self._poll_seconds > 0 else float("inf")
+        pause = self._poll_seconds if self._poll_seconds > 0 else _NEVER
         next_look = time.monotonic() + pause
         while True:
-            until = min(next_look, self._next_try())
-            self._wake.wait(None if until == float("inf") else max(0.0, until - time.monotonic()))
+            with self._lock:
+                until = min([next_look, *(self._due[name] for name in self._due if self._is_free(name))])
+            self._wake.wait(min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX))
             self._wake.clear()
             if self._stopping.is_set():
                 return
-            looks = time.monotonic() >= next_look
+            now = time.monotonic()
+            looks = now >= next_look
             if looks:
-                next_look = time.monotonic() + pause
-            for name, turn in list(self._turns.items()):
+                next_look = now + pause
+            with self._lock:
+                names = [name for name in self._due if self._is_free(name) and (looks or self._due[name] <= now)]
+            for name in names:
                 if self._loading is None:
                     self._settle(name, looks)
-                elif not turn.locked():  # else its versions are being loaded, and it has its turn the next time
+                else:
+                    self._queued.add(name)
                     self._loading.submit(self._settle, name, looks)
 
-    def _next_try(self) -> float:
+    def _is_free(self, name: str) -> bool:
+        """Whether nobody changes this model's versions or is about to; who does calls the poller up when it is done."""
+        return name not in self._queued and not self._turns[name].locked()
+
+    def _call_up(self, name: str, when: float = 0.0) -> None:
+        """Has the poller give the model its turn at that time."""
         with self._lock:
-            records = [record for name in self.models for record in self._records[name].values()]
-        return min(map(self._loader.next_try, records), default=float("inf"))
+            self._due[name] = min(self._due[name], when)
+            is_due = self._due[name] < _NEVER
+        if is_due:
+            self._wake.set()
 
     def _settle(self, name: str, looks: bool) -> None:
         """Brings one model's versions to what is wanted of those present."""
+        next_try = _NEVER
         with self._turns[name]:
+            with self._lock:
+                self._queued.discard(name)
+                self._due[name] = _NEVER
             model = self.models.get(name)
             try:
                 if model is None:
                     self._retire_all(name, set(self._records[name]))
-                    return
-                if looks:
-                    self._present[name] = find_versions(model.base_path)
-                self._change_versions(model)
+                else:
+                    if looks:
+                        self._present[name] = find_versions(model.base_path)
+                    next_try = self._change_versions(model)
             except OSError as error:
                 # A share that is away for a moment must not take down what already serves.
                 logger.warning("model %s: base path %s cannot be read: %s", name, model and model.base_path, error)
             except Exception:
                 logger.exception("model %s: its versions cannot be changed", name)
+        self._call_up(name, next_try)
 
-    def _change_versions(self, model: ModelSettings) -> None:
+    def _change_versions(self, model: ModelSettings) -> float:
+        """Loads and retires; when there is a version to be tried again, on the clock of time.monotonic."""
         present, records = self._present.get(model.name, {}), self._records[model.name]
         wanted = model.policy.wanted(set(present))
-        for version in sorted(wanted, reverse=True):
-            self._ensure(model, records, version)
+        missing = [version for version in sorted(wanted, reverse=True) if not self._ensure(model, records, version)]
         serving = {version for version, record in records.items() if record.state == "AVAILABLE"}
         for version in sorted(set(present) - wanted, reverse=True):
             if serving or model.policy.kind == "specific":
                 break
             if self._ensure(model, records, version):
                 serving.add(version)
+            else:
+                missing.append(version)
         # Calls move to the new version before the old one goes; while the new one fails, the old one stays.
         unwanted = serving - wanted if serving & wanted or not wanted else set()
         self._retire_all(model.name, unwanted | {key for key, record in records.items() if record.state == "UNLOADING"})
+        return min((self._loader.next_try(records[version]) for version in missing), default=_NEVER)
 
     def _ensure(self, model: ModelSettings, records: dict[int, VersionRecord], version: int) -> bool:
         """Whether the version is available, loading it where that is due."""
@@ -267,7 +293,7 @@ class ModelManager:
             with self._lock:
                 records[version] = record
         if record.state in ("AVAILABLE", "UNLOADING"):
-            return record.state == "AVAILABLE"
+            return record.state == "AVAILABLE" or self._take_back(record, path)
         if not self._loader.is_due(record):
             return False
         record.state = "LOADING"
@@ -278,6 +304,14 @@ class ModelManager:
             else:
                 record.loaded, record.error, record.failures, record.state = loaded, None, 0, "AVAILABLE"
         return loaded is not None
+
+    def _take_back(self, record: VersionRecord, path: Path) -> bool:
+        """Whether a version that is wanted again before its last call has ended is what lies there, and stays."""
+        is_same = record.path == path and folder_stamp(path) == record.stamp
+        with self._lock:
+            if is_same and record.loaded is not None:
+                record.state = "AVAILABLE"
+            return record.state == "AVAILABLE"
 
     def _retire_all(self, name: str, versions: set[int]) -> None:
         for version in sorted(versions):
@@ -294,9 +328,9 @@ class ModelManager:
     def _retire(self, record: VersionRecord) -> None:
         """Frees the record's version unless a call still runs in it, whose end brings the next try."""
         with self._lock:
-            if record.users or record.loaded is None:
+            if record.users or record.loaded is None or record.state != "UNLOADING":
                 return
-            loaded, record.loaded, record.state = record.loaded, None, "UNLOADING"
+            loaded, record.loaded = record.loaded, None
         name, version = loaded.name, loaded.version
         loaded.close()
         del loaded
@@ -304,6 +338,7 @@ class ModelManager:
         with self._lock:
             record.state = "END"
         logger.info("model %s: unloaded version %d", name, version)
+        self._call_up(name)  # it may be wanted again by now
 
     def _available(self, name: str) -> dict[int, VersionRecord]:
         records = self._records.get(name, {})

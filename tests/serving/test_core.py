@@ -226,6 +226,80 @@ def test_a_retry_comes_by_itself_though_nobody_looks_again(base, manage, save_ha
     assert manager.status("half")[0].error is None
 
 
+def test_a_failed_version_that_is_wanted_no_more_keeps_nobody_busy(base, manage, save_half_plus, monkeypatch):
+    corrupt(base / "3")
+    manager = manage(loader=Loader(retry_seconds=0.02, max_retries=10**6))
+    save_half_plus(base / "5", 5.0)
+    manager.poll()
+    settled = []
+    monkeypatch.setattr(manager, "_settle", lambda *arguments: settled.append(arguments))
+    time.sleep(0.2)  # for nothing: that nothing happens has no event
+    assert len(settled) <= 1
+
+
+def test_a_retry_that_waits_for_the_only_thread_waits_there_once(base, save_half_plus, monkeypatch):
+    from serving.model_server import versions
+
+    real, entered, release = versions.LoadedVersion, threading.Event(), threading.Event()
+
+    def slow(path, *rest, **options):
+        if path.name == "7":
+            entered.set()
+            assert release.wait(30)
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(versions, "LoadedVersion", slow)
+    slow_base = base.with_name("slow")
+    slow_base.mkdir()
+    corrupt(base / "3")
+    models = [ModelSettings("slow", slow_base), ModelSettings("half", base)]
+    manager = ModelManager(
+        models, poll_seconds=0.01, loader=Loader(retry_seconds=0.03, max_retries=10**6), num_load_threads=1
+    )
+    manager.start()
+    try:
+        save_half_plus(base.with_name("staging"), 1.0).rename(slow_base / "7")
+        assert entered.wait(30)
+        time.sleep(0.2)
+        assert manager._loading._work_queue.qsize() <= 1
+        release.set()
+        assert wait_for(lambda: manager.status("slow")[0].state == "AVAILABLE")
+        failures = manager.status("half")[0].failures
+        assert wait_for(lambda: manager.status("half")[0].failures > failures)
+    finally:
+        release.set()
+        manager.stop()
+
+
+def test_a_version_wanted_again_before_its_last_call_has_ended_serves_on(base, manage, save_half_plus):
+    save_half_plus(base / "2", 2.0)
+    manager = manage()
+    with manager.use("half"):
+        base.rename(base.with_name("away"))
+        base.mkdir()
+        manager.poll()
+        assert states(manager) == {2: "UNLOADING"}
+        base.rmdir()
+        base.with_name("away").rename(base)
+        manager.poll()
+        assert half(manager, 3.0) == (2, [3.5])
+    assert half(manager, 3.0) == (2, [3.5])
+
+
+def test_a_version_replaced_before_its_last_call_has_ended_is_loaded_after_it(base, manage, save_half_plus):
+    save_half_plus(base / "2", 2.0)
+    manager = manage()
+    with manager.use("half"):
+        shutil.rmtree(base / "2")
+        manager.poll()
+        save_half_plus(base / "2", 7.0)
+        manager.poll()
+        assert states(manager) == {2: "UNLOADING"}
+    # Nobody looks again for that.
+    assert wait_for(lambda: states(manager) == {2: "AVAILABLE"})
+    assert half(manager, 3.0) == (2, [8.5])
+
+
 def test_a_slow_load_holds_up_no_other_model_where_there_are_threads(base, save_half_plus, monkeypatch):
     from serving.model_server import versions
 
