@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -59,23 +60,33 @@ class Loader:
         """The record's version, ready to answer; or None, with the reason and the next attempt in the record."""
         started, record.stamp = time.perf_counter(), folder_stamp(record.path)
         try:
-            loaded = LoadedVersion(record.path, name, record.version, **self.options)
-            try:
-                self._prepare(loaded)
-            except Exception:
-                loaded.close()
-                raise
+            loaded = self._open(name, record)
         except Exception as error:
-            monitoring.LOAD_COUNT.add(str(record.path), "fail")
-            record.failures += 1
-            record.retry_at = time.monotonic() + self.retry_seconds
-            record.error = as_status(error)
-            logger.error("model %s: version %d does not load: %s", name, record.version, record.error)
-            return None
-        monitoring.LOAD_COUNT.add(str(record.path), "success")
-        monitoring.LOAD_LATENCY.add(str(record.path), amount=monitoring.microseconds_since(started))
-        seconds = time.perf_counter() - started
-        logger.info("model %s: version %d is available after %.2f s", name, record.version, seconds)
+            self._note_failure(name, record, as_status(error))
+        else:
+            monitoring.LOAD_COUNT.add(str(record.path), "success")
+            monitoring.LOAD_LATENCY.add(str(record.path), amount=monitoring.microseconds_since(started))
+            seconds = time.perf_counter() - started
+            logger.info("model %s: version %d is available after %.2f s", name, record.version, seconds)
+            return loaded
+        gc.collect()  # what did load: a graph is full of reference cycles
+        return None
+
+    def _note_failure(self, name: str, record: VersionRecord, error: StatusError) -> None:
+        monitoring.LOAD_COUNT.add(str(record.path), "fail")
+        record.failures += 1
+        record.retry_at = time.monotonic() + self.retry_seconds
+        # Not the one that was raised: for as long as it is shown its traceback would hold the graph and its weights.
+        record.error = StatusError(error.code, error.message)
+        logger.error("model %s: version %d does not load: %s", name, record.version, record.error)
+
+    def _open(self, name: str, record: VersionRecord) -> LoadedVersion:
+        loaded = LoadedVersion(record.path, name, record.version, **self.options)
+        try:
+            self._prepare(loaded)
+        except Exception:
+            loaded.close()
+            raise
         return loaded
 
     def _prepare(self, loaded: LoadedVersion) -> None:

@@ -1,7 +1,10 @@
+import gc
 import time
 
 import pytest
+import tensorflow as tf
 
+from serving.model_server import warmup
 from serving.model_server.batching import BatchingParameters
 from serving.model_server.errors import Code, StatusError
 from serving.model_server.versions import Loader, VersionRecord, find_versions, folder_stamp
@@ -52,6 +55,18 @@ def test_a_failing_warm_up_is_a_version_that_does_not_load(tmp_path, save_half_p
     loaded = Loader(warm_up=0).load("m", record)
     assert loaded.version == 2
     loaded.close()
+
+
+def test_of_versions_that_do_not_load_nothing_stays_but_the_error(tmp_path, save_half_plus):
+    for version in (2, 3, 5):
+        (warm_up := save_half_plus(tmp_path / str(version), 2.0) / warmup.WARMUP_FILE).parent.mkdir(exist_ok=True)
+        warm_up.write_bytes(b"this is no TFRecord file")
+    gc.collect()
+    before = sum(isinstance(one, tf.Graph) for one in gc.get_objects())
+    records = [VersionRecord(version, tmp_path / str(version)) for version in (2, 3, 5)]
+    assert [Loader().load("m", record) for record in records] == [None] * 3
+    assert [record.error.code for record in records] == [Code.DATA_LOSS] * 3
+    assert sum(isinstance(one, tf.Graph) for one in gc.get_objects()) <= before
 
 
 def test_calls_are_merged_once_a_version_is_warm_and_has_parameters(tmp_path, save_half_plus):
