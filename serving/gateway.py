@@ -69,6 +69,7 @@ class Gateway:
         )
         limits = httpx.Limits(max_connections=config.max_concurrent)
         self._ready: tuple[float, Response] = (-READY_SECONDS, Response())
+        self._asking_ready = asyncio.Lock()
         self.http = httpx.AsyncClient(
             base_url=config.upstream, timeout=config.timeout_seconds, limits=limits, trust_env=False
         )
@@ -181,10 +182,14 @@ class Gateway:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        """GET /readyz: as it was at most READY_SECONDS ago, since whoever has no key may ask too."""
-        if time.monotonic() - self._ready[0] < READY_SECONDS:
+        """GET /readyz: as it was at most READY_SECONDS ago, asked by one for all: whoever has no key may ask too."""
+        async with self._asking_ready:
+            if time.monotonic() - self._ready[0] >= READY_SECONDS:
+                answer = await self._ask_ready()
+                self._ready = (time.monotonic(), answer)
             return self._ready[1]
 
+    async def _ask_ready(self) -> Response:
         async def available(name: str) -> bool:
             try:
                 return any(entry["state"] == "AVAILABLE" for entry in await self.client.status(name))
@@ -193,9 +198,7 @@ class Gateway:
 
         found = await asyncio.gather(*map(available, self.config.models))
         missing = [name for name, ready in zip(self.config.models, found) if not ready]
-        answer = refuse(503, f"not available: {', '.join(missing)}") if missing else JSONResponse({"status": "ok"})
-        self._ready = (time.monotonic(), answer)
-        return answer
+        return refuse(503, f"not available: {', '.join(missing)}") if missing else JSONResponse({"status": "ok"})
 
 
 def create_app(config: GatewayConfig) -> Any:

@@ -47,7 +47,7 @@ class Guard:
 
     def __init__(self, app: Any, config: GatewayConfig):
         self._app, self._config = app, config
-        self._working: Counter[str | None] = Counter()  # the requests at work, by key; None for the probes
+        self._working: Counter[str] = Counter()  # the requests at work, by key
         # One key's slow requests leave places to the others.
         self._share = config.max_concurrent if len(config.keys) < 2 else max(1, config.max_concurrent * 3 // 4)
         self._digests = [(key.sha256.encode(), key.name) for key in config.keys]
@@ -89,6 +89,8 @@ class Guard:
             logger.info(json.dumps({**line, "ms": milliseconds}))
 
     async def _work(self, scope: Any, receive: Any, send: Any, client: str | None) -> None:
+        if client is None:  # a probe takes no place: whoever has no key could take them all
+            return await self._app(scope, receive, send)
         self._working[client] += 1
         try:
             await self._app(scope, receive, send)

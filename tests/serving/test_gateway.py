@@ -19,7 +19,7 @@ import schemathesis
 import tensorflow as tf
 
 from serving.client import Client, Retries, ServingError
-from serving.gateway import make_server
+from serving.gateway import create_app, make_server
 from serving.gateway_config import GatewayConfig, Key, digest
 
 HOST = "127.0.0.1"
@@ -212,6 +212,26 @@ def test_a_large_answer_a_silent_server_and_a_slow_body_have_their_codes(upstrea
 
 def test_it_is_ready_when_every_model_is(gateway):
     assert httpx.get(f"{gateway}/readyz").json() == {"status": "ok"}
+
+
+def test_probes_at_once_ask_the_server_once(free_port):
+    asked, url = [], f"http://{HOST}:{free_port()}"
+
+    async def probed():
+        async def count(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            asked.append(1)
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}")
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(count, HOST, int(url.rpartition(":")[2])):
+            app = create_app(GatewayConfig(upstream=url, models=("half",), anonymous=True))
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
+                return await asyncio.gather(*(http.get("/readyz") for _ in range(7)))
+
+    assert {one.status_code for one in asyncio.run(probed())} == {503}
+    assert len(asked) == 1
 
 
 def test_a_completion_comes_piece_by_piece(http):

@@ -93,6 +93,28 @@ def test_only_so_many_are_worked_on_at_once_and_probes_are_not_counted_out():
     assert second.headers["retry-after"] == "1"
 
 
+def test_whoever_has_no_key_takes_no_place_from_who_has_one():
+    async def asked():
+        entered, leave = asyncio.Semaphore(0), asyncio.Event()
+
+        async def slow(scope, receive, send):
+            if scope["path"] == "/readyz":
+                entered.release()
+                await leave.wait()
+            await PlainTextResponse("in")(scope, receive, send)
+
+        app = guarded(slow, max_concurrent=2)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
+            probes = [asyncio.create_task(http.get("/readyz")) for _ in range(3)]
+            for _ in probes:
+                await entered.acquire()
+            answer = await http.get("/", headers=ALICE)
+            leave.set()
+            return [one.status_code for one in (answer, *[await probe for probe in probes])]
+
+    assert asyncio.run(asked()) == [200, 200, 200, 200]
+
+
 def test_one_key_leaves_places_to_the_others():
     async def asked():
         entered, leave = asyncio.Semaphore(0), asyncio.Event()
