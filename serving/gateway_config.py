@@ -35,7 +35,7 @@ class Key:
         if not isinstance(self.sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(f"key {self.name}: sha256 has 64 hexadecimal digits in lower case, not the key itself.")
         _in_range(f"key {self.name}: requests_per_second", self.requests_per_second, 1e-3, 1e6)
-        _in_range(f"key {self.name}: burst", self.burst, 1, 10**6)
+        _in_range(f"key {self.name}: burst", self.burst, 1, 10**6, int)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +79,19 @@ class GatewayConfig:
     timeout_seconds: float = 60.0
 
     def __post_init__(self):
-        parts = urlsplit(str(self.upstream))
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+        if not _is_address(str(self.upstream)):
             raise ValueError(f"upstream is http://HOST:PORT or https://HOST:PORT, got {self.upstream!r}.")
         if not self.models:
             raise ValueError("the gateway needs the names of the models it lets through, got none.")
         for name in self.models:
             if not is_model_name(name):
                 raise ValueError(f"a model's name has no / : \\ or control character and is not . or .., got {name!r}.")
-        if bool(self.keys) == bool(self.anonymous):
+        for name, kinds in (("host", str), ("certificate", str | None), ("private_key", str | None)):
+            if not isinstance(getattr(self, name), kinds):
+                raise ValueError(f"{name} is a text, got {getattr(self, name)!r}.")
+        if not isinstance(self.anonymous, bool):
+            raise ValueError(f"anonymous is true or false, got {self.anonymous!r}.")
+        if bool(self.keys) == self.anonymous:
             raise ValueError("the gateway needs either keys or anonymous: true; make a key with --new_key NAME.")
         for attribute in ("name", "sha256"):
             values = [getattr(key, attribute) for key in self.keys]
@@ -95,9 +99,9 @@ class GatewayConfig:
                 raise ValueError(f"two keys have the same {attribute}.")
         if bool(self.certificate) != bool(self.private_key):
             raise ValueError("TLS needs both certificate and private_key.")
-        _in_range("port", self.port, 1, 65535)
+        _in_range("port", self.port, 1, 65535, int)
         for name in ("max_body_bytes", "max_answer_bytes", "max_concurrent", "burst"):
-            _in_range(name, getattr(self, name), 1, 2**31 - 1)
+            _in_range(name, getattr(self, name), 1, 2**31 - 1, int)
         _in_range("requests_per_second", self.requests_per_second, 1e-3, 1e6)
         _in_range("timeout_seconds", self.timeout_seconds, 1e-3, 86400)
 
@@ -157,6 +161,17 @@ def _make(kind: Any, given: dict) -> Any:
         raise ValueError(f"the gateway's configuration: {error}") from error
 
 
-def _in_range(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{name} is a number between {low:g} and {high:g}, got {value!r}.")
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port beyond 65535, or brackets without an IPv6 address
+        return False
+    return parts.scheme in ("http", "https") and has_host and not parts.path.strip("/") and not parts.query
+
+
+def _in_range(name: str, value: Any, low: float, high: float, kind: type = float) -> None:
+    is_kind = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not is_kind or not low <= value <= high:
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{name} is {what} between {low:g} and {high:g}, got {value!r}.")
