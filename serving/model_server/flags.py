@@ -184,6 +184,9 @@ def _check(values: dict[str, Any]) -> None:
         raise UsageError(
             f"either the first or the other two are set, got all: {', '.join('--' + one for one in parallelism)}."
         )
+    for name in parallelism:
+        if not -(2**31) <= values[name] < 2**31:
+            raise UsageError(f"--{name} is a whole number of 32 bits, got {values[name]}.")
     try:
         channel_arguments(values["grpc_channel_arguments"])
     except StatusError as error:

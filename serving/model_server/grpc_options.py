@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import grpc
@@ -36,12 +37,16 @@ def channel_arguments(text: str) -> dict[str, int | str]:
     """Name -> value of `name=value,name=value`; a value that is a whole number is one.
 
     Raises:
-        StatusError: INVALID_ARGUMENT for a part that is no name=value.
+        StatusError: INVALID_ARGUMENT for a part that is no name=value, or a number of more than 32 bits.
     """
     arguments: dict[str, int | str] = {}
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
         if not equals or not name:
             raise invalid(f"channel arguments are name=value,name=value, got {part!r}.")
-        arguments[name] = int(value) if value.lstrip("-").isdigit() else value
+        arguments[name] = value
+        if re.fullmatch("-?[0-9]+", value):
+            if len(value) > 11 or not -(2**31) <= int(value) < 2**31:
+                raise invalid(f"a channel argument's number has 32 bits, got {part!r}.")
+            arguments[name] = int(value)
     return arguments

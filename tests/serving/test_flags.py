@@ -50,6 +50,7 @@ def test_both_ways_of_writing_a_flag_are_read():
         (["--prefer_tflite_model"], "not TensorFlow Lite models"),
         (["--monitoring_config_file=x"], "--monitoring_config_file needs --rest_api_port"),
         (["--grpc_channel_arguments=age"], "--grpc_channel_arguments: channel arguments are name=value"),
+        (["--tensorflow_intra_op_parallelism=2147483648"], "--tensorflow_intra_op_parallelism is a whole number of 32"),
         (
             [f"--tensorflow_{kind}_parallelism=3" for kind in ("session", "intra_op", "inter_op")],
             "got all: --tensorflow",

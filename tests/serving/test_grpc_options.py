@@ -14,6 +14,10 @@ def test_channel_arguments_are_names_with_numbers_or_words():
     for text in ("grpc.age", "=3", "a=1,b"):
         with pytest.raises(StatusError, match="name=value,name=value, got"):
             channel_arguments(text)
+    assert channel_arguments("a=--5,b=²") == {"a": "--5", "b": "²"}
+    for text in ("a=2147483648", "a=" + "9" * 5000):
+        with pytest.raises(StatusError, match="number has 32 bits, got 'a="):
+            channel_arguments(text)
 
 
 @pytest.mark.parametrize(
