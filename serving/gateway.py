@@ -30,6 +30,7 @@ from serving.gateway_config import GatewayConfig, is_model_name
 from serving.gateway_guard import Guard, refuse
 from serving.http_timeouts import ImpatientProtocol
 from serving.rest_wire import HTTP_CODES
+from serving.wire import before_port
 
 _PATH = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]{1,19})|/labels/(?P<label>[^/:]+))?"
@@ -270,6 +271,6 @@ def run(config: GatewayConfig) -> int:
         # uvicorn raises again the signal that it has obeyed; an orderly end is exit code 0.
         signal.signal(number, lambda *_: sys.exit(0))
     scheme = "https" if config.certificate else "http"
-    print(f"gateway on {scheme}://{config.host}:{config.port} in front of {config.upstream}", flush=True)
+    print(f"gateway on {scheme}://{before_port(config.host)}:{config.port} in front of {config.upstream}", flush=True)
     server.run()
     return 0 if server.started else 1

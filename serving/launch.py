@@ -19,6 +19,7 @@ from pathlib import Path
 
 from serving import server_configs
 from serving.client import Client, Retries, ServingError, Signatures
+from serving.wire import before_port
 
 ENGINES = ("auto", "tensorflow_model_server", "docker", "embedded")
 LOAD_SECONDS = 600.0
@@ -125,7 +126,7 @@ def make_plan(
     else:
         command = [
             *[_program("docker"), "run", "--rm", "--init"],
-            *["-p", f"{address}:{port}:8500", "-p", f"{address}:{rest_api_port}:8501"],
+            *["-p", f"{before_port(address)}:{port}:8500", "-p", f"{before_port(address)}:{rest_api_port}:8501"],
             *["--mount", f"type=bind,source={exports},target=/models,readonly"],
             *["--mount", f"type=bind,source={config_folder},target=/config,readonly"],
             "tensorflow/serving",
@@ -140,8 +141,9 @@ def check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}.") from error
+        except (OSError, TypeError) as error:  # the latter where a name cannot be encoded
+            reason = error.strerror if isinstance(error, OSError) else "that is no host's name"
+            raise OSError(f"cannot listen on {host}:{port}: {reason}.") from error
 
 
 @contextmanager
@@ -232,7 +234,8 @@ def _print_table(plan: Plan, models: list[str]) -> None:
             lines += ask_lines(plan, name, signatures)
     console = Console()
     console.print(table)
-    console.print(f"gRPC on {plan.host}:{plan.port}, REST on http://{plan.host}:{plan.rest_api_port}. Ask:")
+    host = before_port(plan.host)
+    console.print(f"gRPC on {host}:{plan.port}, REST on http://{host}:{plan.rest_api_port}. Ask:")
     for line in lines:
         print(f"  {line}", flush=True)
 
@@ -251,7 +254,7 @@ def ask_lines(plan: Plan, name: str, signatures: Signatures) -> list[str]:
         )
         if value != default
     )
-    url = f"http://{plan.host}:{plan.rest_api_port}/v1/models/{name}:predict"
+    url = f"http://{before_port(plan.host)}:{plan.rest_api_port}/v1/models/{name}:predict"
     return [
         f"python -m serving ask {shlex.quote(name)} 'some text'{ports}",
         f"""curl -d '{{"instances": ["some text"]}}' {shlex.quote(url)}""",

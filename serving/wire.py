@@ -30,7 +30,7 @@ class Address:
     @property
     def host_part(self) -> str:
         """The host as it stands in front of a port."""
-        return f"[{self.host}]" if ":" in self.host else self.host
+        return before_port(self.host)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
     async def close_async(self) -> None: ...
+
+
+def before_port(host: str) -> str:
+    """A name or an address as it stands in front of a port: one of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def plain(value: Any) -> Any:

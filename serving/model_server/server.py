@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import socket
 import threading
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from serving.model_server.flags import FLAGS, UsageError, batching_from_flags
 from serving.model_server.grpc_options import channel_arguments, read_credentials
 from serving.model_server.model_config import ModelSettings, parse_text
 from serving.model_server.versions import Loader
+from serving.wire import before_port
 
 logger = logging.getLogger("serving.model_server")
 GRACE_SECONDS = 60.0  # a call accepted before the stop may run this long
@@ -129,7 +129,7 @@ class ModelServer:
     def _bind_grpc(self) -> None:
         flags = self._flags
         if flags["port"]:
-            self._add_port(f"{flags['host']}:{flags['port']}", f"{flags['host']}:{flags['port']}")
+            self._add_port(f"{before_port(flags['host'])}:{flags['port']}", f"{flags['host']}:{flags['port']}")
         if flags["grpc_socket_path"]:
             self._add_port(f"unix:{flags['grpc_socket_path']}", f"--grpc_socket_path={flags['grpc_socket_path']}")
 
@@ -219,8 +219,10 @@ def _bind(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-    except OSError as error:
+    except (OSError, TypeError) as error:  # the latter where a name cannot be encoded
         listening.close()
-        reason = "the port is in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
+        reason = error.strerror if isinstance(error, OSError) else "that is no host's name"
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            reason = "the port is in use"
         raise UsageError(f"cannot listen on {host}:{port}: {reason}.") from error
     return listening

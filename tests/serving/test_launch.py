@@ -178,6 +178,22 @@ def test_serve_waits_for_available_and_forwards_both_signals_to_the_real_server(
     assert record.read_text().splitlines() == ["SIGINT", "SIGTERM"]
 
 
+def test_an_ipv6_address_stands_in_brackets_before_a_port(folder, tmp_path, on_path):
+    on_path("docker")
+    plan = launch.make_plan(folder, tmp_path, "docker", "::1", 2357, 1113)
+    assert [plan.command[at + 1] for at, word in enumerate(plan.command) if word == "-p"] == [
+        "[::1]:2357:8500",
+        "[::1]:1113:8501",
+    ]
+    signatures = {"serving_default": {"inputs": {"text": {"dtype": "string", "shape": [-1]}}, "outputs": {}}}
+    assert "'http://[::1]:1113/v1/models/a:predict'" in launch.ask_lines(plan, "a", signatures)[1]
+
+
+def test_a_host_that_cannot_be_a_name_is_refused():
+    with pytest.raises(OSError, match="that is no host's name"):
+        launch.check_port("é" * 64, 2357)
+
+
 def test_without_the_real_server_auto_takes_the_embedded_one(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     plan = launch.make_plan(folder, tmp_path, "auto", None, 2357, 1113)

@@ -117,6 +117,24 @@ def test_a_port_in_use_is_refused_by_its_number(start_server, free_port):
                 start_server("half", **ports)
 
 
+@pytest.mark.parametrize(("host", "words"), [("..", "ame or service not known"), ("é" * 64, "no host's name")], ids=len)
+def test_a_host_that_there_is_not_is_refused_by_its_name(start_server, free_port, host, words):
+    with pytest.raises(UsageError, match=f"cannot listen on {host}:.*({words})"):
+        start_server("half", host=host, rest_api_port=free_port())
+
+
+def test_both_apis_answer_on_an_ipv6_address(start_server, free_port):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    ports = free_port(), free_port()
+    start_server("half", host="::1", port=ports[0], rest_api_port=ports[1])
+    for transport in ("rest", "grpc"):
+        with Client("::1", *ports, transport=transport) as client:
+            assert client.predict("half", [[2.0]]) == {"y": [[3.0]]}
+
+
 def test_grpc_answers_on_a_unix_socket(start_server, tmp_path):
     path = tmp_path / "grpc.sock"
     start_server("half", grpc_socket_path=str(path))
