@@ -69,8 +69,13 @@ class Retries:
             return None
         if error.retry_after is not None and error.retry_after < 0:
             return None
-        drawn = self.draw() * min(self.maximum, self.initial * self.factor ** (attempt - 1))
-        return max(drawn, error.retry_after or 0.0)
+        return max(self.draw() * self._longest(attempt), error.retry_after or 0.0)
+
+    def _longest(self, attempt: int) -> float:
+        try:
+            return min(self.maximum, self.initial * self.factor ** (attempt - 1))
+        except OverflowError:  # after a thousand doublings
+            return self.maximum if self.initial else 0.0
 
 
 def seconds_of(retry_after: str | None) -> float | None:

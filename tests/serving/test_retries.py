@@ -15,6 +15,12 @@ def test_pauses_grow_up_to_the_longest_and_end_with_the_attempts():
     assert [longest.pause(error(), attempt) for attempt in range(1, 7)] == [0.5, 1.5, 4.5, 7.0, 7.0, None]
 
 
+def test_a_pause_is_as_short_after_thousands_of_attempts():
+    many = Retries(attempts=10**6, initial=0.001, maximum=0.01, draw=lambda: 1.0)
+    assert many.pause(error(), 5000) == 0.01
+    assert Retries(attempts=10**6, initial=0.0).pause(error(), 5000) == 0.0
+
+
 def test_jitter_spreads_over_the_whole_pause():
     drawn = {Retries(initial=2.0).pause(error(), 1) for _ in range(101)}
     assert len(drawn) > 50 and min(drawn) < 0.5 and max(drawn) > 1.5 and max(drawn) <= 2.0
