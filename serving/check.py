@@ -25,8 +25,11 @@ FORBIDDEN = (
     (
         "files",
         r"(Read|Write)File$|MatchingFiles|PrintV2|DeleteFile|Save(Slices)?$|Restore(Slice)?$|(Save|Load|Snapshot)Dataset"
-        r"|WholeFileReader|(TFRecord|TextLine|FixedLengthRecord|LMDB)(Reader|Dataset)|DatasetToTFRecord|CacheDataset"
-        r"|CreateSummaryFileWriter|MatchingFilesDataset",
+        r"|WholeFileReader|(TFRecord|TextLine|FixedLengthRecord|LMDB)(Reader|Dataset)|CacheDataset"
+        r"|(Experimental)?((CSV|LMDB|MatchingFiles|Sql)Dataset|DatasetToTFRecord)|CreateSummary(File|Db)Writer"
+        r"|(ListSnapshotChunks|SnapshotChunk)Dataset|SnapshotNestedDatasetReader|RecordInput|Skipgram$|ImmutableConst"
+        r"|LoadAndRemapMatrix|GenerateVocabRemapping|FixedUnigramCandidateSampler|DTensorRestore|DistributedSave"
+        r"|DumpTensor|CalibrationStatisticsSaver|Debug(Identity|NanCount|NumericSummary)",
         "reads or writes files",
     ),
 )

@@ -1,13 +1,17 @@
 """Each thing the stock server cannot run, or cannot run safely, is seen in the file alone."""
 
+import re
+
 import hypothesis
 import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
+from tensorflow.core.framework import op_def_pb2
 from tensorflow.core.framework.tensor_shape_pb2 import TensorShapeProto
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+from tensorflow.python.client import pywrap_tf_session
 
-from serving.check import check
+from serving.check import FORBIDDEN, SAVER, check
 
 TEXT = [tf.TensorSpec([None], tf.string, name="text")]
 FLOAT = [tf.TensorSpec([None], tf.float32, name="x")]
@@ -63,6 +67,19 @@ def test_xla_is_a_problem_as_a_function_and_as_an_operation(tmp_path):
 def test_a_graph_that_reads_files_is_a_problem(tmp_path):
     found = problems(tmp_path, lambda text: {"content": tf.map_fn(tf.io.read_file, text)}, TEXT)
     assert found == ["operation ReadFile reads or writes files"]
+
+
+def test_every_operation_that_is_told_a_file_is_a_problem():
+    listed = op_def_pb2.OpList.FromString(pywrap_tf_session.TF_GetBuffer(pywrap_tf_session.TF_GetAllOpList()))
+    told = re.compile(
+        "file_?(name|path|pattern)|(ckpt|snapshot|log_dir)_path|(vocab|chunk)_file|memory_region|debug_urls"
+    )
+    named = {one.name for one in listed.op if any(told.search(part.name) for part in (*one.input_arg, *one.attr))}
+    (files,) = [pattern for title, pattern, _ in FORBIDDEN if title == "files"]
+    # Tables from a text file have a rule of their own: the file may be an asset.
+    tables = {"InitializeTableFromTextFile", "InitializeTableFromTextFileV2"}
+    assert len(named) > 30
+    assert {name for name in named - SAVER - tables if not re.match(files, name)} == set()
 
 
 def test_an_output_without_a_batch_axis_is_a_problem(tmp_path):
