@@ -148,8 +148,13 @@ def _default(name: str, dtype: str) -> int | float:
 
 
 def print_answers(outputs: dict[str, Any], as_json: bool) -> None:
-    """One answer a line: the value where there is one output, JSON of all outputs where there are several."""
-    rows = [dict(zip(outputs, values)) for values in zip(*outputs.values())]
+    """One answer a line: the value where there is one output, JSON of all outputs where there are several.
+
+    Outputs that do not have a value for each row, as those of other programs' models may, are one answer.
+    """
+    sizes = {len(values) if isinstance(values, list) else None for values in outputs.values()}
+    has_rows = len(sizes) == 1 and None not in sizes
+    rows = [dict(zip(outputs, values)) for values in zip(*outputs.values())] if has_rows else [outputs]
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=2, default=repr))
         return

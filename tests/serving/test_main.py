@@ -57,6 +57,20 @@ def test_ask_prints_json(ask):
     assert (code, json.loads(out)) == (0, [{"upper": "A"}])
 
 
+def test_outputs_without_a_value_for_each_row_are_one_answer(capsys):
+    command_line.print_answers({"total": 5.0}, False)
+    command_line.print_answers({"rows": [1, 2], "total": 5.0}, False)
+    command_line.print_answers({"a": [1, 2], "b": [3]}, False)
+    command_line.print_answers({"a": ["x", "y"]}, False)
+    assert capsys.readouterr().out.splitlines() == [
+        "5.0",
+        '{"rows": [1, 2], "total": 5.0}',
+        '{"a": [1, 2], "b": [3]}',
+        "x",
+        "y",
+    ]
+
+
 def test_ask_takes_texts_in_pairs_where_two_are_needed(ask):
     code, out, _ = ask("text", "a", "bc", "d", "efg", "--signature", "join")
     assert code == 0
