@@ -16,7 +16,7 @@ demo: .venv/installed
 test: export TF_NUM_INTRAOP_THREADS = 1
 test: lint
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-	KERAS_BACKEND=jax $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/keras_seq $(addprefix --ignore tests/keras_seq/,test_text.py test_trie.py test_packing.py)
+	KERAS_BACKEND=jax $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/keras_seq $(addprefix --ignore tests/keras_seq/,test_text.py test_trie.py test_packing.py test_checkpoint_files.py)
 
 lint: .venv/installed
 	$(RUN) -m ruff format --check .
