@@ -1,7 +1,31 @@
-"""Order of the tests: whoever runs them on two workers should not wait at the end for one long file."""
+"""Order and company of the tests: whoever runs them on two workers should not wait at the end for one long file, nor
+make twice what two files share."""
+
+import pytest
+
+# Of two files with costly session fixtures in common one worker runs both.
+JOINED = {
+    "tests/training/test_evaluate.py": "tests/training/test_run.py",
+    "tests/serving/test_answers.py": "tests/serving/test_export.py",
+}
 
 
 def pytest_collection_modifyitems(items):
     """Files that hold a slow test come first."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)  # xdist asks only where it runs
+def pytest_xdist_make_scheduler(config, log):
+    """With --dist loadfile: a worker takes a file, and the one that is joined to it."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return JOINED.get(file, file)
+
+    return Scheduling(config, log)

@@ -1,5 +1,6 @@
-"""Tiny SavedModels, and one server over them for the whole session."""
+"""Tiny SavedModels, and one server over them for the whole session; tiny models of ours and what they answer."""
 
+import functools
 import gc
 import shutil
 import socket
@@ -30,6 +31,29 @@ def frozen_heap():
 def free_port() -> Callable[[], int]:
     """Finds a port that nobody listens on."""
     return _free_port
+
+
+@pytest.fixture(scope="session")
+def tiny_answers() -> Callable:
+    """tiny_answers(name): the arguments to export one of the tiny models with, and its answers of 11 new tokens."""
+    from tiny_models import build
+
+    from serving.answers import answers_for
+
+    @functools.cache
+    def made(name):
+        given = build(name)
+        return given, answers_for(**given, max_new_tokens=11)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def traced() -> Callable:
+    """traced(answers, signature): the function that an export has of it, made once for all tests that ask it."""
+    from serving.export import _function
+
+    return functools.cache(_function)
 
 
 @pytest.fixture(scope="session")

@@ -7,27 +7,26 @@ from tiny_models import NAMES, build
 
 import keras_seq
 from serving.answers import MaskedLanguageModel, answers_for
-from serving.export import _function
 from serving.signatures import SIGNATURES
 
 TEXTS = ["the old cook", "", "i am a student that she likes", "the cats are not good ?"]
 
 
 @pytest.fixture(scope="module")
-def answers():
-    return {name: answers_for(**build(name), max_new_tokens=11) for name in NAMES}
+def answers(tiny_answers):
+    return {name: tiny_answers(name)[1] for name in NAMES}
 
 
-def call(given, function, *inputs):
-    """In the graph that is exported, traced once for all shapes."""
-    signature = next(one for one in SIGNATURES[given.kind].values() if one.function == function)
-    if (given, function) not in GRAPHS:
-        GRAPHS[given, function] = _function(given, signature)
-    outputs = GRAPHS[given, function](*inputs)
-    return [outputs[name].numpy() for name in signature.outputs]
+@pytest.fixture(scope="module")
+def call(traced):
+    """call(answers, function, *inputs): in the graph that is exported, traced once for all shapes."""
 
+    def call(given, function, *inputs):
+        signature = next(one for one in SIGNATURES[given.kind].values() if one.function == function)
+        outputs = traced(given, signature)(*inputs)
+        return [outputs[name].numpy() for name in signature.outputs]
 
-GRAPHS: dict = {}
+    return call
 
 
 def texts(values):
@@ -39,7 +38,7 @@ def decoded(array):
 
 
 @pytest.mark.parametrize("name", ["seq2seq", "attention", "transformer"])
-def test_translate_equals_generate_on_the_tokenizer_s_own_ids(answers, name):
+def test_translate_equals_generate_on_the_tokenizer_s_own_ids(answers, call, name):
     given = answers[name]
     for text, told in zip(TEXTS, call(given, "translate", texts(TEXTS))[0]):
         ids = [*given.tokenizer.tokenize(text).numpy().tolist(), given.tokenizer.end_token_id]
@@ -51,7 +50,7 @@ def test_translate_equals_generate_on_the_tokenizer_s_own_ids(answers, name):
 
 
 @pytest.mark.parametrize("name", ["seq2seq", "attention", "transformer"])
-def test_a_translator_scores_its_own_beam_as_beam_search_did(answers, name):
+def test_a_translator_scores_its_own_beam_as_beam_search_did(answers, call, name):
     given = answers[name]
     source = texts(TEXTS[:1])
     best, scores = call(given, "translate_beam", source, tf.constant([1.0]), tf.constant([11]))
@@ -69,7 +68,7 @@ def test_a_translator_scores_its_own_beam_as_beam_search_did(answers, name):
     assert (np.diff(scores / written["lengths"].numpy()) <= 1e-6).all()
 
 
-def test_score_is_the_sum_of_log_softmax_with_the_end_counted(answers):
+def test_score_is_the_sum_of_log_softmax_with_the_end_counted(answers, call):
     given = answers["gpt"]
     logs, counts = call(given, "score", texts(TEXTS))
     for text, log, count in zip(TEXTS, logs, counts):
@@ -82,7 +81,7 @@ def test_score_is_the_sum_of_log_softmax_with_the_end_counted(answers):
 
 
 @pytest.mark.parametrize("name", ["seq2seq", "attention", "transformer"])
-def test_explained_attention_is_that_of_the_steps_and_its_rows_sum_to_one(answers, name):
+def test_explained_attention_is_that_of_the_steps_and_its_rows_sum_to_one(answers, call, name):
     given = answers[name]
     translation, source_tokens, target_tokens, attention = call(given, "explain", texts(TEXTS))
     assert decoded(translation) == decoded(call(given, "translate", texts(TEXTS))[0])
@@ -98,14 +97,14 @@ def test_explained_attention_is_that_of_the_steps_and_its_rows_sum_to_one(answer
         np.testing.assert_allclose(weights[0], row[: weights.shape[1]], atol=1e-5)
 
 
-def test_explained_gpt_attention_never_looks_ahead(answers):
+def test_explained_gpt_attention_never_looks_ahead(answers, call):
     tokens, attention = call(answers["gpt"], "explain", texts(TEXTS))
     assert tokens[0, 0] == b"<s>"
     np.testing.assert_allclose(attention, np.tril(attention), atol=0)
     np.testing.assert_allclose(attention.sum(-1), (tokens != b"").astype("float32"), atol=1e-5)
 
 
-def test_completion_goes_on_from_the_prompt_s_end_when_it_is_too_long(answers):
+def test_completion_goes_on_from_the_prompt_s_end_when_it_is_too_long(answers, call):
     given = answers["gpt"]
     long = " ".join(["the old cook"] * 50)
     tokens = given.tokenizer.tokenize(long).numpy()
@@ -115,7 +114,7 @@ def test_completion_goes_on_from_the_prompt_s_end_when_it_is_too_long(answers):
     assert completions[0] == completions[1]
 
 
-def test_sampling_is_fixed_by_the_row_s_seed_alone(answers):
+def test_sampling_is_fixed_by_the_row_s_seed_alone(answers, call):
     given = answers["gpt"]
 
     def sample(chosen, seeds, temperature=1.0):
@@ -131,7 +130,7 @@ def test_sampling_is_fixed_by_the_row_s_seed_alone(answers):
     assert cold.to_list() == greedy.to_list()
 
 
-def test_fewer_sampled_tokens_are_the_beginning_of_more(answers):
+def test_fewer_sampled_tokens_are_the_beginning_of_more(answers, call):
     def sample(count):
         size = len(TEXTS)
         options = (tf.fill([size], count), tf.fill([size], 1.0), tf.zeros([size], tf.int32), tf.ones([size]))
@@ -145,7 +144,7 @@ def test_fewer_sampled_tokens_are_the_beginning_of_more(answers):
     assert sample(1) != whole
 
 
-def test_fill_mask_changes_nothing_but_the_blanks(answers):
+def test_fill_mask_changes_nothing_but_the_blanks(answers, call):
     given = answers["bert"]
     asked = ["The old [MASK]  sees, [MASK]!", "nothing to fill", "[MASK]", "", "[mask] it's [MASK]"]
     filled = decoded(call(given, "fill_mask", texts(asked))[0])
@@ -157,13 +156,13 @@ def test_fill_mask_changes_nothing_but_the_blanks(answers):
     assert filled[0].split()[0:2] == ["The", "old"]
 
 
-def test_a_blank_beyond_the_model_s_length_stays(answers):
+def test_a_blank_beyond_the_model_s_length_stays(answers, call):
     text = "[MASK] " + "cat " * 50 + "[MASK]"
     filled = decoded(call(answers["bert"], "fill_mask", texts([text]))[0])[0]
     assert filled.count("[MASK]") == 1 and filled.endswith("[MASK]")
 
 
-def test_candidates_are_the_likeliest_words_of_the_first_blank(answers):
+def test_candidates_are_the_likeliest_words_of_the_first_blank(answers, call):
     given: MaskedLanguageModel = answers["bert"]
     words, probabilities = call(given, "candidates", texts(["the [MASK] boat [MASK]", "no blank"]))
     assert words.shape == probabilities.shape == (2, 5)
@@ -174,7 +173,7 @@ def test_candidates_are_the_likeliest_words_of_the_first_blank(answers):
     assert filled == f"the {alone[0, 0].decode()} boat"
 
 
-def test_an_embedding_is_the_mean_over_real_positions(answers):
+def test_an_embedding_is_the_mean_over_real_positions(answers, call):
     given = answers["bert"]
     embedded = call(given, "embed", texts(TEXTS))[0]
     for text, row in zip(TEXTS, embedded):
@@ -185,7 +184,7 @@ def test_an_embedding_is_the_mean_over_real_positions(answers):
         np.testing.assert_allclose(row, np.mean(output, axis=0), atol=1e-5)
 
 
-def test_next_sentence_reads_the_second_text_as_the_second_segment(answers):
+def test_next_sentence_reads_the_second_text_as_the_second_segment(answers, call):
     given = answers["bert"]
     (probability,) = call(given, "next_sentence", texts(["the cook"]), texts(["i am"]))
     first, second = (given.tokenizer.tokenize(text).numpy().tolist() for text in ("the cook", "i am"))
@@ -197,7 +196,7 @@ def test_next_sentence_reads_the_second_text_as_the_second_segment(answers):
     assert probability[0] == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_classify_names_the_likeliest_of_the_probabilities(answers):
+def test_classify_names_the_likeliest_of_the_probabilities(answers, call):
     given = answers["classifier"]
     labels, probabilities = call(given, "probabilities", texts(TEXTS))
     assert labels.shape == probabilities.shape == (len(TEXTS), 3)
@@ -206,7 +205,7 @@ def test_classify_names_the_likeliest_of_the_probabilities(answers):
     assert (told == labels[range(len(TEXTS)), probabilities.argmax(-1)]).all()
 
 
-def test_examples_answer_as_plain_text_does(answers):
+def test_examples_answer_as_plain_text_does(answers, call):
     given = answers["classifier"]
     serialized = []
     for text in TEXTS[:3]:
@@ -220,7 +219,7 @@ def test_examples_answer_as_plain_text_does(answers):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_answer_does_not_depend_on_companions(answers, name):
+def test_an_answer_does_not_depend_on_companions(answers, call, name):
     given = answers[name]
     function = {"translator": "translate", "language_model": "complete", "classifier": "classify"}.get(given.kind)
     function = function or "fill_mask"
@@ -231,7 +230,7 @@ def test_an_answer_does_not_depend_on_companions(answers, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_content_never_raises(answers, name):
+def test_content_never_raises(answers, call, name):
     given = answers[name]
     function = {"translator": "explain", "language_model": "complete", "classifier": "explain"}.get(given.kind)
     hostile = [b"", b"\xff\xfe cook", b"\x00", "\U0001f600 \u202e \u0301".encode(), b"the cook " * 5000, b"x" * 3001]

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from typing import NamedTuple
 
 import httpx
@@ -13,8 +14,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tiny_models import NAMES, build
 
 import keras_seq
-import serving.export
-from serving import export_model
+from serving import export_model, reload
 from serving.answers import answers_for
 from serving.check import check
 from serving.client import Client
@@ -24,7 +24,6 @@ from serving.model_server.server import ModelServer
 from serving.signatures import INPUT_DTYPES, OPTION_DEFAULTS, SIGNATURES
 
 TEXTS = ["the old cook", "", "i am a student that she likes [MASK]", "the cats are not good ?"]
-ROOM = 11  # new tokens an answer
 
 
 class Live(NamedTuple):
@@ -36,23 +35,19 @@ class Live(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory, tiny_answers, traced):
     """A folder with one version of each of the six models, and the models by name."""
-    folder, live, saved = tmp_path_factory.mktemp("served") / "exports", {}, []
-    plain = serving.export._save
-
-    def save(answers, staging, stored):
-        saved.append((answers.kind, plain(answers, staging, stored)))
-        return saved[-1][1]
-
+    folder, live = tmp_path_factory.mktemp("served") / "exports", {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.export._save", save)
+        patch.setattr("serving.export._function", traced)
         # They are compared below, served against live, and more closely; a fresh process each takes its time.
         patch.setattr("serving.export._compare", lambda *_: None)
         for name in NAMES:
-            given = build(name)
-            export_model(**given, folder=folder / name, max_new_tokens=ROOM)
-            live[name] = Live(given, *saved[-1])
+            given, answers = tiny_answers(name)
+            patch.setattr("serving.export.answers_for", lambda *_, answers=answers: answers)
+            export_model(**given, folder=folder / name, max_new_tokens=11)
+            functions = {key: traced(answers, signature) for key, signature in SIGNATURES[answers.kind].items()}
+            live[name] = Live(given, answers.kind, functions)
     return folder, live
 
 
@@ -80,7 +75,7 @@ def classifier(exported, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def clients(tiny_exports, free_port):
+def clients(tiny_exports, free_port, frozen_heap):
     """A REST and a gRPC client of an embedded server over the six, and its REST address."""
     port, rest_api_port = free_port(), free_port()
     models = [ModelSettings(name, tiny_exports / name) for name in NAMES]
@@ -232,7 +227,12 @@ def test_an_export_that_fails_its_comparison_leaves_nothing(tmp_path, classifier
     assert os.listdir(tmp_path) == []
 
 
-def test_the_comparison_sees_a_changed_weight(tiny_exports, live):
+def test_the_comparison_sees_a_changed_weight(tiny_exports, live, monkeypatch):
+    def in_this_process(command, **_):  # a process of its own is what the two tests below start
+        reload.main(*command[3:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("serving.export.subprocess.run", in_this_process)
     given, _, functions = live["classifier"]
     probe = {"text": tf.constant(["the old cook", ""])}
     bias = given["model"].classification_head.dense.bias
@@ -244,8 +244,11 @@ def test_the_comparison_sees_a_changed_weight(tiny_exports, live):
         _compare(tiny_exports / "classifier" / "1", changed)
 
 
-def test_a_user_s_own_model_trained_by_fit_is_served_as_it_predicts(tmp_path):
+def test_a_user_s_own_model_trained_by_fit_is_served_as_it_predicts(tmp_path, monkeypatch):
     given = build("classifier")
+    # What is asked below, and the default; the others are written and served above.
+    table = {name: SIGNATURES["classifier"][name] for name in ("serving_default", "probabilities")}
+    monkeypatch.setitem(SIGNATURES, "classifier", table)
     tokenizer, model = given["tokenizer"], given["model"]
     ids = tokenizer.tokenize(["the old cook", "i am a student"]).to_tensor(0)
     ids = tf.pad(ids, [[0, 0], [1, 1]], constant_values=tokenizer.end_token_id)

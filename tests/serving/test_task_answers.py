@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_named(answers):
 
 
 @pytest.fixture(scope="module")
-def served(answers, functions, tmp_path_factory, free_port):
+def served(answers, functions, tmp_path_factory, free_port, frozen_heap):
     """A REST and a gRPC client of a server of the defaults of all: one SavedModel, whose signatures are the kinds."""
     folder = tmp_path_factory.mktemp("tasks") / "all"
     module = tf.Module()
