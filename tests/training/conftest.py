@@ -20,12 +20,12 @@ RECURRENT = {"hidden_dim": 23, "embedding_dim": 19, "cell": "gru", "dropout": 0.
 
 # architecture -> corpus, tokenizer, model, further keys. All have dropout: a resumed run goes on with the same random
 # numbers.
-MEANS = {"gradient_accumulation": 2, "ema_momentum": 0.7, "checkpoint_steps": 4, "label_smoothing": 0.1}
+MEANS = {"gradient_accumulation": 2, "ema_momentum": 0.7, "checkpoint_steps": 4}
 TINY = {
-    "seq2seq": ("grammar-pairs", "word", RECURRENT, {"early_stopping": 2}),
+    "seq2seq": ("grammar-pairs", "word", RECURRENT, MEANS),
     "attention": ("grammar-pairs", "word", RECURRENT, {"average_checkpoints": 2, "checkpoint_steps": 20}),
-    "transformer": ("grammar-pairs", "word", BLOCKS, MEANS),
-    "bert": ("grammar-documents", "wordpiece", BLOCKS, {"checkpoint_steps": 4}),
+    "transformer": ("grammar-pairs", "word", BLOCKS, {"early_stopping": 2, "label_smoothing": 0.1}),
+    "bert": ("grammar-documents", "wordpiece", BLOCKS, {}),
     "bert-classify": ("grammar-labelled", "wordpiece", {}, {}),
     "gpt": ("grammar-lines", "bpe", BLOCKS, {}),
 }

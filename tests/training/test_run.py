@@ -129,7 +129,7 @@ def fit(recipe, folder, resume=False):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("architecture", "stop", "last"), [("transformer", 19, "step-16"), ("bert", 3, None)])
+@pytest.mark.parametrize(("architecture", "stop", "last"), [("seq2seq", 19, "step-16"), ("gpt", 3, None)])
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     architecture, stop, last, tiny_run, tmp_path, monkeypatch
 ):
