@@ -200,7 +200,8 @@ class RestMonitor:
         is_known: whether there is a model of that name.
     """
 
-    CALL = re.compile(r"/v1/models/([^/:]+)[^:]*:(predict|classify|regress)", re.IGNORECASE)
+    # What follows the name begins with a slash: with any split of the two, a long path without a colon took a second.
+    CALL = re.compile(r"/v1/models/([^/:]+)(?:/[^:]*)?:(predict|classify|regress)", re.IGNORECASE)
 
     def __init__(self, app, path: str, is_known: Callable[[str], bool]):
         self.app, self.path, self._is_known = app, path, is_known

@@ -1,4 +1,5 @@
 import re
+import time
 
 import grpc
 import numpy as np
@@ -136,6 +137,13 @@ def run_asgi(app, scope):
     with pytest.raises(StopIteration):
         call.send(None)
     return sent
+
+
+def test_a_long_path_is_no_call_at_once():
+    before = time.process_time()
+    assert not RestMonitor.CALL.fullmatch("/v1/models/" + "a" * 60_000)
+    assert RestMonitor.CALL.fullmatch("/v1/models/m/versions/3:Predict").groups() == ("m", "Predict")
+    assert time.process_time() - before < 0.3  # every split of the path in two took 1.1 s
 
 
 def test_the_page_is_answered_at_its_path_and_nowhere_without_one():
