@@ -91,11 +91,14 @@ def check_regress(signature: Signature) -> None:
         )
 
 
-def classify(loaded: LoadedVersion, signature: Signature, examples: np.ndarray) -> Classes:
+def classify(
+    loaded: LoadedVersion, signature: Signature, examples: np.ndarray, deadline: float | None = None
+) -> Classes:
     """The classes of each example. Raises: StatusError, INVALID_ARGUMENT for outputs that are no classes."""
     check_classify(signature)
     wanted = tuple(name for name in ("classes", "scores") if name in signature.outputs)
-    outputs = loaded.run(signature, {"inputs": examples}, () if len(wanted) == len(signature.outputs) else wanted)
+    is_all = len(wanted) == len(signature.outputs)
+    outputs = loaded.run(signature, {"inputs": examples}, () if is_all else wanted, deadline)
     for name in wanted:
         array, kind = outputs[name], "string" if name == "classes" else "float"
         if array.ndim != 2 or array.shape[0] != len(examples) or type_name(array.dtype) != kind:
@@ -111,10 +114,12 @@ def classify(loaded: LoadedVersion, signature: Signature, examples: np.ndarray) 
     return Classes(outputs.get("classes"), outputs.get("scores"))
 
 
-def regress(loaded: LoadedVersion, signature: Signature, examples: np.ndarray) -> np.ndarray:
+def regress(
+    loaded: LoadedVersion, signature: Signature, examples: np.ndarray, deadline: float | None = None
+) -> np.ndarray:
     """The value of each example, (n,) float32. Raises: StatusError, INVALID_ARGUMENT for outputs that are no values."""
     check_regress(signature)
-    array = loaded.run(signature, {"inputs": examples})["outputs"]
+    array = loaded.run(signature, {"inputs": examples}, (), deadline)["outputs"]
     if array.shape not in ((len(examples),), (len(examples), 1)) or type_name(array.dtype) != "float":
         raise invalid(
             f"Expected output Tensor of type float and shape [{len(examples)}] or [{len(examples)}, 1], "
@@ -149,12 +154,15 @@ def regression_result(values: np.ndarray) -> regression_pb2.RegressionResult:
     )
 
 
-def multi_inference(loaded: LoadedVersion, request: inference_pb2.MultiInferenceRequest) -> list:
+def multi_inference(
+    loaded: LoadedVersion, request: inference_pb2.MultiInferenceRequest, deadline: float | None = None
+) -> list:
     """The results of a request's tasks over the same examples.
 
     Args:
         loaded: the version that the first task names.
         request: its tasks ask the same model for different signatures with the same input.
+        deadline: as `LoadedVersion.run` has it.
 
     Returns:
         For each task its Signature and a ClassificationResult or a RegressionResult.
@@ -172,9 +180,9 @@ def multi_inference(loaded: LoadedVersion, request: inference_pb2.MultiInference
     return [
         (
             signature,
-            classification_result(classify(loaded, signature, examples))
+            classification_result(classify(loaded, signature, examples, deadline))
             if signature.method_name == CLASSIFY_METHOD
-            else regression_result(regress(loaded, signature, examples)),
+            else regression_result(regress(loaded, signature, examples, deadline)),
         )
         for signature in signatures
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import message, text_format
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
+from tensorflow.python.client import pywrap_tf_session
 
 from serving.model_server import monitoring, xla
 from serving.model_server.batching import PER_MODEL_FILE, Batcher, BatchingParameters, read_parameters
@@ -69,8 +69,7 @@ class LoadedVersion:
             self._session = _open_session(meta_graph, self.path, session_config)
         except Exception as error:
             raise as_status(error) from error
-        self._runners: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self._known_ends: dict[tuple[str, tuple[str, ...]], Any] = {}
 
     def signature(self, name: str = "") -> Signature:
         """The signature of that name, `serving_default` for an empty one. Raises: StatusError FAILED_PRECONDITION."""
@@ -87,6 +86,7 @@ class LoadedVersion:
         signature: Signature,
         feeds: Mapping[str, np.ndarray],
         output_filter: tuple[str, ...] = (),
+        deadline: float | None = None,
     ) -> dict[str, np.ndarray]:
         """Runs one signature.
 
@@ -94,6 +94,8 @@ class LoadedVersion:
             signature: one of this version's.
             feeds: input name -> array of the signature's dtype; any shape, strings as object arrays of bytes.
             output_filter: the outputs wanted; all of them when empty.
+            deadline: on the clock of time.monotonic: a run that lasts longer is broken off, unless it is merged with
+                others.
 
         Returns:
             Output name -> array.
@@ -117,7 +119,7 @@ class LoadedVersion:
         arguments = [feeds[name] for name in signature.inputs]
         try:
             if self._merging is None:
-                results = self._call(signature, output_filter, arguments)
+                results = self._call(signature, output_filter, arguments, deadline)
             else:
                 batcher, batching = self._merging
                 results = batcher.run(
@@ -134,15 +136,24 @@ class LoadedVersion:
             raise as_status(error) from error
         return dict(zip(names, results))
 
-    def _call(self, signature: Signature, output_filter: tuple[str, ...], arguments: Sequence[np.ndarray]) -> list:
+    def _call(
+        self,
+        signature: Signature,
+        output_filter: tuple[str, ...],
+        arguments: Sequence[np.ndarray],
+        deadline: float | None = None,
+    ) -> list:
         """One run of the session: the arrays of the inputs -> those of the outputs, in the signature's order."""
         started = time.perf_counter()
-        if not output_filter:
-            names, results = tuple(signature.outputs), self._runner(signature)(*arguments)
-        else:
-            names = output_filter
-            fed = {spec.tensor: value for spec, value in zip(signature.inputs.values(), arguments)}
-            results = self._session.run([signature.outputs[name].tensor for name in names], fed)
+        names = output_filter or tuple(signature.outputs)
+        inputs, outputs = self._ends(signature, names)
+        options = _run_options(deadline)
+        try:
+            # Session.run goes here too, through Python that costs more than a small graph.
+            results = self._session._call_tf_sessionrun(options, dict(zip(inputs, arguments)), outputs, [], None)
+        finally:
+            if options is not None:
+                pywrap_tf_session.TF_DeleteBuffer(options)
         spent = monitoring.microseconds_since(started)
         monitoring.GRAPH_RUNS.add()
         monitoring.GRAPH_RUN_TIME.add(amount=spent)
@@ -165,7 +176,7 @@ class LoadedVersion:
 
     def close(self) -> None:
         """Frees the session. Only when no call is running in it."""
-        self._runners.clear()
+        self._known_ends.clear()
         self._session.close()
 
     def _find_xla(self, graph_def) -> dict[str, str]:
@@ -174,17 +185,27 @@ class LoadedVersion:
             for name, signature in self.signatures.items()
         }
 
-    def _runner(self, signature: Signature):
-        # Session.make_callable goes through Session.run, whose Python costs more than a small graph; the callable of
-        # the C interface takes the same feeds in a third of the time.
-        runner = self._runners.get(signature.name)
-        if runner is None:
-            with self._lock:
-                options = config_pb2.CallableOptions()
-                options.feed.extend(spec.tensor for spec in signature.inputs.values())
-                options.fetch.extend(spec.tensor for spec in signature.outputs.values())
-                runner = self._runners.setdefault(signature.name, self._session._make_callable_from_options(options))
-        return runner
+    def _ends(self, signature: Signature, names: tuple[str, ...]) -> tuple[list, list]:
+        """The tensors of the inputs, and those of the outputs of these names, as the C interface calls them."""
+        ends = self._known_ends.get((signature.name, names))
+        if ends is None:
+            graph = self._session.graph
+            tensors = (
+                [spec.tensor for spec in signature.inputs.values()],
+                [signature.outputs[one].tensor for one in names],
+            )
+            ends = tuple([graph.get_tensor_by_name(one)._as_tf_output() for one in side] for side in tensors)
+            self._known_ends[signature.name, names] = ends
+        return ends
+
+
+def _run_options(deadline: float | None) -> Any:
+    """A buffer with RunOptions, which is to be deleted; None without a deadline."""
+    if deadline is None:
+        return None
+    milliseconds = max(1, round(1000 * (deadline - time.monotonic())))  # 0 would be none
+    options = config_pb2.RunOptions(timeout_in_ms=milliseconds)
+    return pywrap_tf_session.TF_NewBufferFromString(options.SerializeToString())
 
 
 def read_meta_graph(path: Path, tags=("serve",)) -> meta_graph_pb2.MetaGraphDef:
@@ -229,6 +250,7 @@ def _open_session(meta_graph: meta_graph_pb2.MetaGraphDef, path: Path, session_c
     if init_op:
         session.run(init_op, assets)
     graph.finalize()
+    session._extend_graph()  # as Session.run does each time: nothing may have been run so far
     return session
 
 

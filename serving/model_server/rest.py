@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import logging
 import re
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote_to_bytes
@@ -74,20 +75,25 @@ class RestApp:
             return _preflight(headers)
         target = f"{path}?{query}" if query else path  # a query belongs to no path there is
         is_gzip = b"gzip" in headers.get(b"content-encoding", b"")
-        arguments = (self.manager, scope["method"], target, body, is_gzip)
+        arguments = (self.manager, scope["method"], target, body, is_gzip, time.monotonic() + self.timeout_seconds)
         try:
             async with asyncio.timeout(self.timeout_seconds):
                 return await asyncio.get_running_loop().run_in_executor(self.pool, answer, *arguments)
-        except TimeoutError:
+        except (TimeoutError, StatusError) as error:
+            if isinstance(error, StatusError) and error.code != Code.DEADLINE_EXCEEDED:
+                raise
             raise StatusError(Code.DEADLINE_EXCEEDED, f"Timed out after {self.timeout_seconds:g} s") from None
 
 
-def answer(manager: ModelManager, method: str, path: str, body: bytes, is_gzip: bool = False) -> bytes:
+def answer(
+    manager: ModelManager, method: str, path: str, body: bytes, is_gzip: bool = False, deadline: float | None = None
+) -> bytes:
     """The body of the answer to one request; `path` with its percent-escapes. Raises: StatusError."""
     try:
         call = _CALL_PATH.fullmatch(path)
         if method == "POST" and call and call["method"].islower():
-            return _CALLS[call["method"]](manager, _model_key(call), _inflated(body) if is_gzip else body)
+            content = _inflated(body) if is_gzip else body
+            return _CALLS[call["method"]](manager, _model_key(call), content, deadline)
         info = _INFO_PATH.fullmatch(path)
         if method == "GET" and info:
             if info["name"] is None:
@@ -101,7 +107,7 @@ def answer(manager: ModelManager, method: str, path: str, body: bytes, is_gzip: 
         raise as_status(error) from error
 
 
-def _predict(manager: ModelManager, model_key: dict, body: bytes) -> bytes:
+def _predict(manager: ModelManager, model_key: dict, body: bytes, deadline: float | None) -> bytes:
     request = json_tensors.parse_body(body)
     name = json_tensors.signature_name(request) or DEFAULT_SIGNATURE
     with manager.use(**model_key) as loaded:
@@ -112,25 +118,25 @@ def _predict(manager: ModelManager, model_key: dict, body: bytes) -> bytes:
             )
         signature = loaded.signatures[name]
         feeds, row_form = json_tensors.decode_request(request, signature)
-        outputs = loaded.run(signature, feeds)
+        outputs = loaded.run(signature, feeds, deadline=deadline)
     return json_answers.encode_response(outputs, row_form)
 
 
-def _classify(manager: ModelManager, model_key: dict, body: bytes) -> bytes:
+def _classify(manager: ModelManager, model_key: dict, body: bytes, deadline: float | None) -> bytes:
     request = json_tensors.parse_body(body)
     name, rows = json_tensors.signature_name(request), json_examples.decode_request(request)
     with manager.use(**model_key) as loaded:
         signature = examples.find_signature(loaded, name, examples.CLASSIFY_METHOD)
-        classes = examples.classify(loaded, signature, rows)
+        classes = examples.classify(loaded, signature, rows, deadline)
     return json_answers.encode_classes(examples.rows(classes))
 
 
-def _regress(manager: ModelManager, model_key: dict, body: bytes) -> bytes:
+def _regress(manager: ModelManager, model_key: dict, body: bytes, deadline: float | None) -> bytes:
     request = json_tensors.parse_body(body)
     name, rows = json_tensors.signature_name(request), json_examples.decode_request(request)
     with manager.use(**model_key) as loaded:
         signature = examples.find_signature(loaded, name, examples.REGRESS_METHOD)
-        values = examples.regress(loaded, signature, rows)
+        values = examples.regress(loaded, signature, rows, deadline)
     return json_answers.encode_values(values)
 
 

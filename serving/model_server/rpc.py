@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,6 +28,7 @@ from serving.model_server.errors import StatusError, as_status, invalid
 from serving.model_server.loaded import LoadedVersion
 
 logger = logging.getLogger("serving.model_server")
+LONGEST_SECONDS = 30 * 86400.0
 MAX_MESSAGE_BYTES = 2**31 - 1  # grpc's own limit of 4 MB would cut off what the real server takes
 
 
@@ -37,16 +39,16 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._manager, self._as_content = manager, as_content
 
     def Predict(self, request, context):
-        return _answer(context, predict, self._manager, request, self._as_content)
+        return _answer(context, predict, self._manager, request, _deadline(context), self._as_content)
 
     def Classify(self, request, context):
-        return _answer(context, classify, self._manager, request)
+        return _answer(context, classify, self._manager, request, _deadline(context))
 
     def Regress(self, request, context):
-        return _answer(context, regress, self._manager, request)
+        return _answer(context, regress, self._manager, request, _deadline(context))
 
     def MultiInference(self, request, context):
-        return _answer(context, multi_inference, self._manager, request)
+        return _answer(context, multi_inference, self._manager, request, _deadline(context))
 
     def GetModelMetadata(self, request, context):
         return _answer(context, get_model_metadata, self._manager, request)
@@ -65,7 +67,9 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return _answer(context, reload_config, self._manager, request)
 
 
-def predict(manager: ModelManager, request, as_content: bool = False) -> predict_pb2.PredictResponse:
+def predict(
+    manager: ModelManager, request, deadline: float | None = None, as_content: bool = False
+) -> predict_pb2.PredictResponse:
     """One Predict call. Raises: StatusError."""
     response = predict_pb2.PredictResponse()
     with manager.use(**model_key(request)) as loaded:
@@ -73,43 +77,47 @@ def predict(manager: ModelManager, request, as_content: bool = False) -> predict
         feeds = {name: tensors.from_proto(proto, name) for name, proto in request.inputs.items()}
         if signature.defaults:
             feeds = {**signature.defaults, **feeds}
-        outputs = loaded.run(signature, feeds, tuple(request.output_filter))
+        outputs = loaded.run(signature, feeds, tuple(request.output_filter), deadline)
         _fill_spec(response.model_spec, loaded, signature.name)
     for name, array in outputs.items():
         tensors.to_proto(array, as_content, response.outputs[name])
     return response
 
 
-def classify(manager: ModelManager, request) -> classification_pb2.ClassificationResponse:
+def classify(
+    manager: ModelManager, request, deadline: float | None = None
+) -> classification_pb2.ClassificationResponse:
     """One Classify call. Raises: StatusError."""
     response = classification_pb2.ClassificationResponse()
     with manager.use(**model_key(request)) as loaded:
         name, method = request.model_spec.signature_name, examples.CLASSIFY_METHOD
         signature = examples.find_signature(loaded, name, method)
-        classes = examples.classify(loaded, signature, examples.read_input(request.input))
+        classes = examples.classify(loaded, signature, examples.read_input(request.input), deadline)
         _fill_spec(response.model_spec, loaded, signature.name)
     response.result.CopyFrom(examples.classification_result(classes))
     return response
 
 
-def regress(manager: ModelManager, request) -> regression_pb2.RegressionResponse:
+def regress(manager: ModelManager, request, deadline: float | None = None) -> regression_pb2.RegressionResponse:
     """One Regress call. Raises: StatusError."""
     response = regression_pb2.RegressionResponse()
     with manager.use(**model_key(request)) as loaded:
         name, method = request.model_spec.signature_name, examples.REGRESS_METHOD
         signature = examples.find_signature(loaded, name, method)
-        values = examples.regress(loaded, signature, examples.read_input(request.input))
+        values = examples.regress(loaded, signature, examples.read_input(request.input), deadline)
         _fill_spec(response.model_spec, loaded, signature.name)
     response.result.CopyFrom(examples.regression_result(values))
     return response
 
 
-def multi_inference(manager: ModelManager, request) -> inference_pb2.MultiInferenceResponse:
+def multi_inference(
+    manager: ModelManager, request, deadline: float | None = None
+) -> inference_pb2.MultiInferenceResponse:
     """One MultiInference call; the first task says which version. Raises: StatusError."""
     response = inference_pb2.MultiInferenceResponse()
     first = request.tasks[0] if request.tasks else inference_pb2.InferenceTask()
     with manager.use(**model_key(first)) as loaded:
-        for signature, result in examples.multi_inference(loaded, request):
+        for signature, result in examples.multi_inference(loaded, request, deadline):
             entry = response.results.add()
             _fill_spec(entry.model_spec, loaded, signature.name)
             is_classification = signature.method_name == examples.CLASSIFY_METHOD
@@ -219,6 +227,12 @@ def create_server(
 def _fill_spec(spec: model_pb2.ModelSpec, loaded: LoadedVersion, signature_name: str) -> None:
     spec.name, spec.signature_name = loaded.name, signature_name
     spec.version.value = loaded.version
+
+
+def _deadline(context: grpc.ServicerContext) -> float | None:
+    """When the caller gives up, on the clock of time.monotonic; None for who waits for ever, which gRPC calls long."""
+    left = context.time_remaining()
+    return None if left is None or left > LONGEST_SECONDS else time.monotonic() + left
 
 
 def _answer(context: grpc.ServicerContext, call: Callable, *arguments):

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,13 @@ def text(exports):
     loaded.close()
 
 
+@pytest.fixture(scope="module")
+def typed(exports):
+    loaded = LoadedVersion(exports / "typed" / "1", "typed", 1)
+    yield loaded
+    loaded.close()
+
+
 def strings(*values):
     return np.array(values, object)
 
@@ -29,6 +38,15 @@ def test_the_session_answers_as_the_loaded_function_does(exports, half):
     values = np.linspace(-5, 5, 13, dtype=np.float32)[:, None]
     expected = tf.saved_model.load(str(exports / "half" / "3")).signatures["serving_default"](x=values)["y"]
     np.testing.assert_array_equal(half.run(half.signature(), {"x": values})["y"], expected)
+
+
+def test_a_run_is_broken_off_at_its_deadline_and_one_that_is_done_by_then_is_not(typed):
+    rounds = {"rounds": np.array([2**30], np.int32)}
+    with pytest.raises(StatusError) as refused:
+        typed.run(typed.signature("spin"), rounds, deadline=time.monotonic() + 0.05)
+    assert refused.value.code == Code.DEADLINE_EXCEEDED
+    done = typed.run(typed.signature("spin"), {"rounds": np.array([3], np.int32)}, deadline=time.monotonic() + 600.0)
+    assert done["done"].tolist() == [3]
 
 
 def test_signatures_carry_names_dtypes_and_shapes_without_the_init_op(half, text):

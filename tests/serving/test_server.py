@@ -18,7 +18,7 @@ import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from serving.client import Client, ServingError
+from serving.client import Client, Retries, ServingError
 from serving.model_server import config_protos
 from serving.model_server.errors import StatusError
 from serving.model_server.flags import FLAGS, UsageError, read_model_config
@@ -306,6 +306,18 @@ def test_a_call_that_takes_longer_than_the_rest_timeout_is_given_up(start_server
     body = {"signature_name": "spin", "instances": [1009]}
     response = httpx.post(f"http://{HOST}:{port}/v1/models/typed:predict", json=body, trust_env=False, timeout=30)
     assert (response.status_code, response.json()) == (504, {"error": "Timed out after 0.003 s"})
+
+
+@pytest.mark.parametrize("transport", ["rest", "grpc"])
+def test_a_call_that_is_given_up_makes_way_for_others(start_server, free_port, transport):
+    ports = free_port(), free_port()
+    flags = {"grpc_max_threads": 1, "rest_api_num_threads": 1, "rest_api_timeout_in_ms": 200}
+    start_server("typed", port=ports[0], rest_api_port=ports[1], **flags)
+    with Client(HOST, *ports, transport=transport, retries=Retries(attempts=1)) as client:
+        client.metadata("typed")
+        with pytest.raises(ServingError, match="DEADLINE_EXCEEDED"):
+            client.predict("typed", [50_021], "spin", timeout=0.2 if transport == "grpc" else None)  # 10 s and more
+        assert wait_for(lambda: answers(client, "typed"), 5.0)
 
 
 def test_a_request_in_two_packets_is_not_held_back(server):
