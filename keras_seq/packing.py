@@ -2,6 +2,7 @@
 it was trained in. In KerasHub's words: a start-end packer and a multi-segment packer.
 """
 
+NUM_TASK_TOKENS = 3  # that GPT gets for fine-tuning: start, delimiter, extract
 MAX_WINDOWS = 32  # of a context, where it is answered from: what lies beyond is not read
 
 
@@ -42,6 +43,26 @@ def pack_segments(parts, start_token_id, end_token_id):
     packed = [pack_start_end(part, None if i else start_token_id, end_token_id) for i, part in enumerate(parts)]
     kinds = [tf.ones_like(part) * i for i, part in enumerate(packed)]
     return tf.concat(packed, axis=1), tf.concat(kinds, axis=1)
+
+
+def pack_task(parts, vocabulary_size):
+    """start text extract, or start first delimiter second extract (Radford et al. 2018, section 3.3).
+
+    The three are new tokens behind the tokenizer's: `GPT.with_vocabulary_size(vocabulary_size + 3)` has them.
+
+    Args:
+        parts: sequence of ragged (b, None) int32.
+        vocabulary_size: number of the tokenizer's tokens, and id of the start token.
+
+    Returns:
+        ragged (b, None) int32.
+    """
+    import tensorflow as tf
+
+    start, delimiter, extract = range(vocabulary_size, vocabulary_size + NUM_TASK_TOKENS)
+    between = [delimiter] * (len(parts) - 1) + [extract]
+    packed = [pack_start_end(part, None if i else start, after) for i, (part, after) in enumerate(zip(parts, between))]
+    return tf.concat(packed, axis=1)
 
 
 def pack_windows(questions, contexts, start_token_id, end_token_id, limit, max_windows=None):

@@ -11,8 +11,8 @@ import tensorflow as tf
 import keras_seq
 from keras_seq import generation
 from keras_seq.packing import pack_start_end
-from serving.bert_text import BERTText, Rows, pair_mask
 from serving.task_answers import ChoicePicker, PairClassifier, PairScorer, SpanFinder, TokenTagger
+from serving.task_text import BERTText, GPTBothOrders, GPTText, Rows, pair_mask
 
 NUM_BEAMS = 4
 NUM_CANDIDATES = 5
@@ -153,7 +153,7 @@ class MaskedLanguageModel(BERTText):
     """
 
     kind = "masked_language_model"
-    needs = ("mask",)
+    needs = ("start", "end", "mask")
 
     def __init__(self, model: Any, tokenizer: Any):
         self.model, self.tokenizer = model, tokenizer
@@ -214,10 +214,10 @@ class MaskedLanguageModel(BERTText):
 
 
 class Classifier(BERTText):
-    """Answers of a fine-tuned BERT.
+    """Answers of a fine-tuned BERT or, by GPTClassification, GPT.
 
     Args:
-        model: a BERTClassifier.
+        model: a BERTClassifier or a GPTClassifier.
         tokenizer: the one it was trained with.
         labels: names of the classes.
     """
@@ -230,16 +230,13 @@ class Classifier(BERTText):
         self.limit = model.backbone.max_sequence_length
         self.attention_model = model.attention_model
 
-    def _logits(self, text: tf.Tensor) -> tf.Tensor:
-        return self.model(self._text(text)[0], training=False)
-
     def classify(self, text: tf.Tensor) -> tuple:
         """The likeliest label."""
-        return (tf.gather(tf.constant(self.labels), tf.argmax(self._logits(text), axis=-1)),)
+        return (tf.gather(tf.constant(self.labels), tf.argmax(self._logits(self._text(text)[0]), axis=-1)),)
 
     def probabilities(self, text: tf.Tensor) -> tuple:
         """All labels and their probabilities (b, classes)."""
-        probabilities_bc = tf.nn.softmax(self._logits(text))
+        probabilities_bc = tf.nn.softmax(self._logits(self._text(text)[0]))
         return tf.tile(tf.constant(self.labels)[None], [tf.shape(probabilities_bc)[0], 1]), probabilities_bc
 
     def examples(self, inputs: tf.Tensor) -> tuple:
@@ -250,8 +247,27 @@ class Classifier(BERTText):
     def explain(self, text: tf.Tensor) -> tuple:
         """The tokens, and what each looked at."""
         inputs, rows = self._text(text)
-        attention = self.attention_model(inputs, training=False)
-        return tf.where(rows.mask, self.tokenizer.ids_to_tokens(rows.ids), ""), pair_mask(attention, rows.mask)
+        return self._tokens(rows), pair_mask(self.attention_model(inputs, training=False), rows.mask)
+
+
+class GPTClassification(GPTText, Classifier):
+    """Classifier of a GPTClassifier."""
+
+
+class GPTPairClassification(GPTText, PairClassifier):
+    """PairClassifier of a GPTClassifier, which reads the two in their order."""
+
+
+class GPTSymmetricClassification(GPTBothOrders, PairClassifier):
+    """PairClassifier of a GPTSimilarityClassifier."""
+
+
+class GPTSymmetricScore(GPTBothOrders, PairScorer):
+    """PairScorer of a GPTSimilarityClassifier."""
+
+
+class GPTChoice(GPTText, ChoicePicker):
+    """ChoicePicker of a GPTMultipleChoice."""
 
 
 def answers_for(
@@ -281,6 +297,9 @@ def answers_for(
         keras_seq.BERTTokenClassifier: [TokenTagger],
         keras_seq.BERTSpanClassifier: [SpanFinder],
         keras_seq.BERTMultipleChoice: [ChoicePicker],
+        keras_seq.GPTClassifier: [GPTClassification, GPTPairClassification],
+        keras_seq.GPTSimilarityClassifier: [GPTSymmetricClassification, GPTSymmetricScore],
+        keras_seq.GPTMultipleChoice: [GPTChoice],
     }
     if type(model) not in kinds:
         known = ", ".join(cls.__name__ for cls in kinds)
@@ -293,7 +312,7 @@ def answers_for(
         return _translator(model, tokenizer, target_tokenizer, max_new_tokens)
     if cls is LanguageModel:
         return _language_model(model, tokenizer, max_new_tokens)
-    _fits(tokenizer, model.backbone.vocabulary_size, "tokenizer", "start", "end", *cls.needs)
+    _fits(tokenizer, model.backbone.vocabulary_size, "tokenizer", *cls.needs, added=cls.added)
     return cls(model, tokenizer, _labels(model, labels)) if cls.labelled else cls(model, tokenizer)
 
 
@@ -304,11 +323,12 @@ def _labels(model: Any, labels: list[str] | None) -> list[str]:
     return labels
 
 
-def _fits(tokenizer: Any, size: int, which: str, *tokens: str) -> None:
+def _fits(tokenizer: Any, size: int, which: str, *tokens: str, added: int = 0) -> None:
     if tokenizer is None:
         raise ValueError(f"export_model needs a {which} for this model, got None.")
-    if tokenizer.vocabulary_size != size:
-        raise ValueError(f"The model has {size} tokens where its {which} has {tokenizer.vocabulary_size}.")
+    if tokenizer.vocabulary_size + added != size:
+        behind = f", and {added} for fine-tuning stand behind them" if added else ""
+        raise ValueError(f"The model has {size} tokens where its {which} has {tokenizer.vocabulary_size}{behind}.")
     for token in tokens:
         if getattr(tokenizer, f"{token}_token_id") is None:
             raise ValueError(f"The model needs a {which} with a {token} token, which this one lacks.")

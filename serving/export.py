@@ -25,8 +25,13 @@ from serving.signatures import INPUT_DTYPES, INPUT_RANKS, OPTION_DEFAULTS, SIGNA
 from serving.weights import StoredWeights, loss
 
 TOLERANCE = 1e-4  # between the live model and the reloaded one, of every float
-# What a run's BERTClassifier reads, by its recipe's architecture: one text unless named here.
-KINDS = {"bert-pairs": "pair_classifier", "bert-similarity": "pair_scorer"}
+# What a run's classifier reads, by its recipe's architecture: one text unless named here.
+KINDS = {
+    "bert-pairs": "pair_classifier",
+    "bert-similarity": "pair_scorer",
+    "gpt-pairs": "pair_classifier",
+    "gpt-similarity": "pair_scorer",
+}
 LOSS_SIZES = range(2, 19)  # tokens of the texts on which weights of fewer bits are measured
 LIBRARIES = ("tensorflow", "keras", "keras-seq")
 
@@ -101,7 +106,8 @@ def export_model(
 
     Args:
         model: Seq2Seq, AttentionSeq2Seq, Transformer, GPT, BERTForPreTraining, BERTClassifier, BERTTokenClassifier,
-            BERTSpanClassifier or BERTMultipleChoice.
+            BERTSpanClassifier, BERTMultipleChoice, GPTClassifier, GPTSimilarityClassifier or GPTMultipleChoice; those
+            of GPT with three tokens behind the tokenizer's, as `keras_seq.packing.pack_task` has them.
         folder: where versions are kept, exports/NAME.
         tokenizer: of the text (of the source).
         target_tokenizer: of the target; None: the source's.
@@ -110,7 +116,8 @@ def export_model(
         max_new_tokens: the most tokens of an answer.
         training: what the manifest tells of the training.
         kind: which signatures, by a name in SIGNATURES; None: those of the model's class. A BERTClassifier, which
-            reads one text, may also be a "pair_classifier" or, with numbers as labels, a "pair_scorer".
+            reads one text, may also be a "pair_classifier" or, with numbers as labels, a "pair_scorer"; a GPTClassifier
+            may also be a "pair_classifier", a GPTSimilarityClassifier, which is one, also a "pair_scorer".
         weights_dtype: "float32"; or "bfloat16" or "float16": float32 weights are stored in half the bytes, on disk and
             in the server, and cast where they are used. The manifest tells how far the answers are from float32's.
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_seq import best_spans, characters
 from keras_seq.packing import MAX_WINDOWS, pack_windows
-from serving.bert_text import BERTText, Rows
+from serving.task_text import BERTText, Rows
 
 NUM_SPANS = 5
 MAX_ANSWER = 30  # tokens of an answer
@@ -173,7 +173,7 @@ class ChoicePicker(BERTText):
         real_bn = choices != ""
         inputs["padding_mask"] &= tf.reshape(real_bn, [-1, 1])
         nested = {name: tf.reshape(one, [shape[0], shape[1], tf.shape(one)[1]]) for name, one in inputs.items()}
-        logits_bn = self.model(nested, training=False)
+        logits_bn = self._logits(nested)
         probabilities_bn = tf.where(real_bn, tf.nn.softmax(logits_bn), 0.0)
         chosen = tf.gather(choices, tf.argmax(logits_bn, axis=-1), batch_dims=1)
         return chosen, probabilities_bn[:, :wanted]
@@ -196,7 +196,7 @@ class PairClassifier(BERTText):
         self.limit = model.backbone.max_sequence_length
 
     def _probabilities(self, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-        return tf.nn.softmax(self.model(self._pair(first, second)[0], training=False))
+        return tf.nn.softmax(self._logits(self._pair(first, second)[0]))
 
     def classify(self, first: tf.Tensor, second: tf.Tensor) -> tuple:
         """The likeliest label."""

@@ -41,7 +41,6 @@ JOINED = {
     "serving/grpc_wire.py": "the client's gRPC transport: test_client.py",
     "serving/answers.py": "the functions behind the signatures: test_export.py asks each through its SavedModel",
     "training/__main__.py": "test_run.py fits and evaluates through the command line",
-    "serving/bert_text.py": "how the answers read text: test_answers.py and test_task_answers.py",
     "training/in_process.py": "asked in test_evaluate.py, as an endpoint is",
     "training/task_measures.py": "what is measured of each kind of corpus: test_evaluate.py",
     "training/lexicon.py": "the words of the grammar: test_grammar.py",

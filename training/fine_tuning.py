@@ -1,4 +1,4 @@
-"""What BERT is fine-tuned on: tokens, spans, choices and pairs of texts, from examples to batches, head and losses."""
+"""How a task is learned, and what BERT is fine-tuned on: tokens, spans, choices and pairs of texts."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from training.pipelines import CHUNK, segments, token_rows
 from training.readers import Choice, Question
 
 OUTSIDE = "O"  # the label of a token that is in no entity
+LANGUAGE_MODEL = "language_model"  # the output of GPT's second task
 MILLI = 1000  # scores travel as whole thousandths
 
 
@@ -26,6 +27,7 @@ class Task(NamedTuple):
         names: of the ragged parts, and of those of one number a row.
         split: (batch, labels) -> inputs, labels, sample weights.
         outputs: names of the model's outputs; none: it has one.
+        graded: the target of a row is a share for each class.
     """
 
     model: Callable[[Any, Sequence[str]], keras.Model]
@@ -33,10 +35,11 @@ class Task(NamedTuple):
     names: tuple[Sequence[str], Sequence[str]]
     split: Callable[[dict[str, tf.Tensor], Sequence[str]], tuple]
     outputs: tuple[str, ...] = ()
+    graded: bool = False
 
 
 def batches(
-    kind: str,
+    task: Task,
     examples: Sequence | Stream,
     labels: Sequence[str],
     tokenizer: Any,
@@ -46,8 +49,7 @@ def batches(
     seed: int | None = None,
     start_step: int = 0,
 ) -> tf.data.Dataset:
-    """(inputs, labels, sample_weights) of the examples of a kind, for `model.fit` of its task's model."""
-    task = TASKS[kind]
+    """(inputs, labels, sample_weights) of a task's examples, for `model.fit` of its model."""
 
     def rows(some: Sequence) -> dict[str, Any]:
         return task.rows(some, labels, tokenizer, limit)
@@ -56,21 +58,27 @@ def batches(
     return made.map(lambda batch: task.split(batch, labels))
 
 
-def loss_and_metrics(kind: str, label_smoothing: float) -> tuple[Any, Any]:
-    """The loss and the weighted measures of a task, for `model.compile`."""
-    if kind == "scored":
-        options = {"from_logits": True, "label_smoothing": label_smoothing}
-        loss = keras.losses.CategoricalCrossentropy(reduction="mean_with_sample_weight", **options)
-        return loss, [keras.metrics.CategoricalCrossentropy("token_loss", **options)]
+def loss_and_metrics(task: Task, label_smoothing: float) -> tuple[Any, Any]:
+    """The loss and the weighted measures of a task, for `model.compile`; a language model beside it is not measured."""
+    options = {"from_logits": True, "label_smoothing": label_smoothing}
 
-    def one() -> tuple[Any, list]:
-        metrics = [keras_seq.TokenLoss(label_smoothing), keras_seq.TokenAccuracy()]
-        return keras_seq.TokenCrossentropy(label_smoothing), metrics
+    def loss() -> Any:
+        if task.graded:
+            return keras.losses.CategoricalCrossentropy(reduction="mean_with_sample_weight", **options)
+        return keras_seq.TokenCrossentropy(label_smoothing)
 
-    if not (outputs := TASKS[kind].outputs):
-        return one()
-    losses, metrics = zip(*(one() for _ in outputs))
-    return dict(zip(outputs, losses)), dict(zip(outputs, metrics))
+    def metrics() -> list:
+        if task.graded:
+            return [keras.metrics.CategoricalCrossentropy("token_loss", **options)]
+        return [keras_seq.TokenLoss(label_smoothing), keras_seq.TokenAccuracy()]
+
+    if not task.outputs:
+        return loss(), metrics()
+    losses = {name: keras_seq.TokenCrossentropy() if name == LANGUAGE_MODEL else loss() for name in task.outputs}
+    return losses, {name: metrics() for name in task.outputs if name != LANGUAGE_MODEL}
+
+
+KINDS = ("tokens", "spans", "choices", "couples", "scored")  # of a corpus whose texts `texts_of` finds
 
 
 def labels_of(kind: str, examples: Iterable) -> list[str] | None:
@@ -219,16 +227,19 @@ def _choice_rows(examples: Sequence[Choice], labels: Sequence[str], tokenizer: A
 
 
 def _split_choices(batch: dict[str, tf.Tensor], labels: Sequence[str]) -> tuple:
+    names = ("token_ids", "segment_ids")
+    parts, mask = nested(batch, names)
+    return {**dict(zip(names, parts)), "padding_mask": mask}, batch["label"], _weights(batch["label"])
+
+
+def nested(batch: dict[str, tf.Tensor], names: Sequence[str]) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """Parts (b, k, t) and their mask of rows whose k texts, as long as `lengths` (b, k), follow one another."""
     lengths_bk = batch["lengths"]
     starts_bk1 = tf.cumsum(lengths_bk, axis=1, exclusive=True)[:, :, None]
     places_t = tf.range(tf.reduce_max(lengths_bk))
     mask_bkt = places_t < lengths_bk[:, :, None]
     from_bkt = tf.where(mask_bkt, starts_bk1 + places_t, 0)
-    inputs = {
-        name: tf.where(mask_bkt, tf.gather(batch[name], from_bkt, batch_dims=1), 0)
-        for name in ("token_ids", "segment_ids")
-    }
-    return {**inputs, "padding_mask": mask_bkt}, batch["label"], _weights(batch["label"])
+    return [tf.where(mask_bkt, tf.gather(batch[name], from_bkt, batch_dims=1), 0) for name in names], mask_bkt
 
 
 def _couple_rows(examples: Sequence, labels: Sequence[str], tokenizer: Any, limit: int) -> dict[str, Any]:
@@ -247,14 +258,17 @@ def _split_labelled(batch: dict[str, tf.Tensor], labels: Sequence[str]) -> tuple
 
 
 def _split_scored(batch: dict[str, tf.Tensor], labels: Sequence[str]) -> tuple:
-    """A score shared out between the two whole numbers around it, whose expectation it is.
+    return _inputs(batch), shared_out(batch["score"], labels), _weights(batch["score"])
+
+
+def shared_out(score: tf.Tensor, labels: Sequence[str]) -> tf.Tensor:
+    """Scores (b,) in thousandths, each shared out between the two whole numbers around it, whose expectation it is.
 
     Tai et al. 2015, section 4.2, equation 15.
     """
     scale_c = tf.constant([float(label) for label in labels])
-    score_b1 = tf.clip_by_value(tf.cast(batch["score"], tf.float32)[:, None] / MILLI, scale_c[0], scale_c[-1])
-    shares_bc = tf.nn.relu(1.0 - tf.abs(score_b1 - scale_c))
-    return _inputs(batch), shares_bc, _weights(batch["score"])
+    score_b1 = tf.clip_by_value(tf.cast(score, tf.float32)[:, None] / MILLI, scale_c[0], scale_c[-1])
+    return tf.nn.relu(1.0 - tf.abs(score_b1 - scale_c))
 
 
 def _classes(backbone: Any, labels: Sequence[str]) -> keras.Model:
@@ -263,25 +277,25 @@ def _classes(backbone: Any, labels: Sequence[str]) -> keras.Model:
 
 _TEXT = ("token_ids", "segment_ids")
 TASKS = {
-    "tokens": Task(
+    "bert-tokens": Task(
         lambda backbone, labels: keras_seq.BERTTokenClassifier(backbone, len(labels)),
         _token_rows,
         ((*_TEXT, "label", "counted"), ()),
         _split_tokens,
     ),
-    "spans": Task(
+    "bert-spans": Task(
         lambda backbone, labels: keras_seq.BERTSpanClassifier(backbone),
         _span_rows,
         (_TEXT, ("begin", "start", "end")),
         _split_spans,
         ("start_logits", "end_logits"),
     ),
-    "choices": Task(
+    "bert-choices": Task(
         lambda backbone, labels: keras_seq.BERTMultipleChoice(backbone),
         _choice_rows,
         ((*_TEXT, "lengths"), ("label",)),
         _split_choices,
     ),
-    "couples": Task(_classes, _couple_rows, (_TEXT, ("label",)), _split_labelled),
-    "scored": Task(_classes, _scored_rows, (_TEXT, ("score",)), _split_scored),
+    "bert-pairs": Task(_classes, _couple_rows, (_TEXT, ("label",)), _split_labelled),
+    "bert-similarity": Task(_classes, _scored_rows, (_TEXT, ("score",)), _split_scored, graded=True),
 }

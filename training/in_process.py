@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_seq import BeamSampler
+from keras_seq import GPT, BeamSampler, GPTSimilarityClassifier
+from keras_seq.packing import pack_task
 from training.run import Run
 
 BATCH = 100  # texts asked at once
@@ -67,14 +68,13 @@ class InProcess:
 
     def classify(self, texts: Sequence[str]) -> list[str]:
         """The likeliest label of each text."""
-        from training.pipelines import segments, token_rows
+        from training.pipelines import token_rows
 
         labels = self.run.labels or []
         answers = []
         for start in range(0, len(texts), BATCH):
             some = texts[start : start + BATCH]
-            rows = token_rows(self.run.tokenizer, some, self._limit - 2)
-            logits = self.run.model(_dense(segments((rows,), self.run.tokenizer)), training=False)
+            logits = self._logits(self._joined(token_rows(self.run.tokenizer, some, self._limit - 2)))
             answers += [labels[i] for i in np.argmax(logits, axis=-1)]
         return answers
 
@@ -160,7 +160,7 @@ class InProcess:
         answers = []
         for prompt, row in zip(prompts, choices):
             inputs = {name: part[None] for name, part in self._pair([prompt] * len(row), row).items()}
-            answers.append(int(np.argmax(self.run.model(inputs, training=False)[0])))
+            answers.append(int(np.argmax(self._logits(inputs)[0])))
         return answers
 
     def classify_pairs(self, firsts: Sequence[str], seconds: Sequence[str]) -> list[str]:
@@ -178,7 +178,10 @@ class InProcess:
         logits = []
         for start in range(0, len(firsts), BATCH):
             inputs = self._pair(firsts[start : start + BATCH], seconds[start : start + BATCH])
-            logits.append(np.asarray(self.run.model(inputs, training=False), "float64"))
+            if isinstance(self.run.model, GPTSimilarityClassifier):  # reads both orders
+                others = self._pair(seconds[start : start + BATCH], firsts[start : start + BATCH])
+                inputs = {name: np.stack([part, others[name]], axis=1) for name, part in inputs.items()}
+            logits.append(np.asarray(self._logits(inputs), "float64"))
         return np.concatenate(logits)
 
     @property
@@ -187,11 +190,24 @@ class InProcess:
         return self.run.model.backbone.max_sequence_length
 
     def _pair(self, firsts: Sequence[str], seconds: Sequence[str]) -> dict[str, Any]:
-        from training.pipelines import segments, token_rows
+        from training.pipelines import token_rows
 
         half = (self._limit - 3) // 2
-        rows = [token_rows(self.run.tokenizer, texts, half) for texts in (firsts, seconds)]
-        return _dense(segments(rows, self.run.tokenizer))
+        return self._joined(*(token_rows(self.run.tokenizer, texts, half) for texts in (firsts, seconds)))
+
+    def _joined(self, *rows: Any) -> dict[str, Any]:
+        """Ids of one or two texts in a row as the model reads them."""
+        from training.pipelines import segments
+
+        tokenizer = self.run.tokenizer
+        if isinstance(self.run.model.backbone, GPT):
+            return _dense({"token_ids": pack_task(rows, tokenizer.vocabulary_size)})
+        return _dense(segments(rows, tokenizer))
+
+    def _logits(self, inputs: dict[str, Any]) -> Any:
+        """Of the model's head."""
+        told = self.run.model(inputs, training=False)
+        return told["logits"] if isinstance(told, dict) else told
 
 
 def joined(sentences: Sequence[Sequence[str]]) -> list[str]:

@@ -25,6 +25,10 @@ ARCHITECTURES = {
     "bert-pairs": "couples",
     "bert-similarity": "scored",
     "gpt": "lines, documents or text",
+    "gpt-classify": "labelled",
+    "gpt-choices": "choices",
+    "gpt-pairs": "couples",
+    "gpt-similarity": "scored",
 }
 TOKENIZERS = ("wordpiece", "bpe", "char", "word")
 DECAYS = ("constant", "linear", "cosine", "inverse_square_root")
@@ -63,6 +67,7 @@ class Recipe:
         decay: what comes after: "constant", "linear", "cosine", "inverse_square_root".
         final_learning_rate: what the decay ends at.
         label_smoothing: share of the target spread over the vocabulary.
+        language_model_weight: of the second task of a GPT that is fine-tuned, beside its head's 1.0.
         weight_decay: of AdamW.
         beta_2: of AdamW.
         clip_norm: greatest global norm of a gradient; None: no clipping.
@@ -104,6 +109,7 @@ class Recipe:
     decay: str = "cosine"
     final_learning_rate: float = 0.0
     label_smoothing: float = 0.0
+    language_model_weight: float = 0.5
     weight_decay: float = 0.01
     beta_2: float = 0.98
     clip_norm: float | None = 1.0
@@ -210,7 +216,7 @@ class Recipe:
         return cls(**{name: _typed(name, value) for name, value in values.items()})
 
 
-MAY_BE_ZERO = {"seed", "final_learning_rate", "label_smoothing", "weight_decay"}
+MAY_BE_ZERO = {"seed", "language_model_weight", "final_learning_rate", "label_smoothing", "weight_decay"}
 
 
 def model_arguments(architecture: str) -> list[str]:
@@ -222,11 +228,11 @@ def model_arguments(architecture: str) -> list[str]:
 
 
 def model_class(architecture: str) -> type:
-    """The model that an architecture's recipe builds; a classifier builds its BERT."""
+    """The model that an architecture's recipe builds; one of a task builds its BERT or GPT."""
     import keras_seq
 
     names = {"seq2seq": "Seq2Seq", "attention": "AttentionSeq2Seq", "transformer": "Transformer", "gpt": "GPT"}
-    return getattr(keras_seq, names.get(architecture, "BERT"))
+    return getattr(keras_seq, names.get(architecture.partition("-")[0], "BERT"))
 
 
 def find(name: str) -> Recipe:
@@ -381,6 +387,16 @@ RECIPES = {
         steps=1000,
         tokens_per_batch=1500,
         learning_rate=2e-3,
+    ),
+    "demo-gpt-classify": Recipe(
+        architecture="gpt-classify",
+        corpus="grammar-labelled",
+        train_examples=20_000,
+        steps=600,
+        steps_per_epoch=100,
+        tokens_per_batch=1000,
+        learning_rate=1e-3,
+        start_from="runs/demo-gpt",
     ),
     "multi30k-seq2seq": Recipe(
         architecture="seq2seq",

@@ -17,8 +17,9 @@ import keras
 import tensorflow as tf
 
 import keras_seq
+from keras_seq.packing import NUM_TASK_TOKENS
 from keras_seq.text import load_tokenizer, train_tokenizer
-from training import fine_tuning, pipelines, strategies
+from training import fine_tuning, gpt_tasks, pipelines, strategies
 from training.checkpointing import Checkpoints
 from training.corpora import corpus_of
 from training.feed import Feed
@@ -31,6 +32,7 @@ from training.strategies import ONE_DEVICE, OneDevice
 from training.watch import Watch
 
 SAMPLE = 200_000  # examples of a stream
+TASKS = {**fine_tuning.TASKS, **gpt_tasks.TASKS}
 
 
 class Run(NamedTuple):
@@ -102,7 +104,7 @@ def _train_tokenizers(recipe: Recipe, examples: Any, folder: Path) -> None:
         train("tokenizer", [line for document in examples for line in document])
     elif kind == "text":
         train("tokenizer", examples.splitlines(keepends=True))
-    elif kind in fine_tuning.TASKS:
+    elif kind in fine_tuning.KINDS:
         train("tokenizer", fine_tuning.texts_of(kind, examples))
     else:
         train("tokenizer", [example if kind == "lines" else example[0] for example in examples])
@@ -111,11 +113,12 @@ def _train_tokenizers(recipe: Recipe, examples: Any, folder: Path) -> None:
 def build_model(recipe: Recipe, tokenizer: Any, target_tokenizer: Any, labels: list[str] | None) -> keras.Model:
     """The recipe's model with fresh weights, or with those of the run it starts from."""
     kind, arguments = recipe.architecture, {**recipe.model, "dtype": recipe.dtype}
-    if kind.startswith("bert-") and recipe.start_from is not None:
-        backbone = keras.saving.load_model(Path(recipe.start_from) / "model.keras").backbone
-        return _with_head(recipe, backbone, labels)
     if recipe.start_from is not None:
-        return keras.saving.load_model(Path(recipe.start_from) / "model.keras")
+        started = keras.saving.load_model(Path(recipe.start_from) / "model.keras")
+        if "-" not in kind:
+            return started
+        backbone = started if isinstance(started, keras_seq.GPT) else started.backbone
+        return _with_head(recipe, backbone, tokenizer, labels)
     cls = model_class(kind)
     try:
         if kind in ("seq2seq", "attention", "transformer"):
@@ -127,13 +130,16 @@ def build_model(recipe: Recipe, tokenizer: Any, target_tokenizer: Any, labels: l
         raise RecipeError(f"The recipe's model={dict(recipe.model)} does not fit {cls.__name__}: {error}") from error
     if kind == "gpt":
         return model
-    return keras_seq.BERTForPreTraining(model) if kind == "bert" else _with_head(recipe, model, labels)
+    return keras_seq.BERTForPreTraining(model) if kind == "bert" else _with_head(recipe, model, tokenizer, labels)
 
 
-def _with_head(recipe: Recipe, backbone: keras.Model, labels: list[str] | None) -> keras.Model:
+def _with_head(recipe: Recipe, backbone: keras.Model, tokenizer: Any, labels: list[str] | None) -> keras.Model:
+    """A model of a task over a backbone; a GPT that is fresh to such tasks first gets their three tokens."""
     if recipe.architecture == "bert-classify":
         return keras_seq.BERTClassifier(backbone, len(labels or ()))
-    return fine_tuning.TASKS[corpus_of(recipe).kind].model(backbone, labels or ())
+    if recipe.architecture in gpt_tasks.TASKS and backbone.vocabulary_size == tokenizer.vocabulary_size:
+        backbone = backbone.with_vocabulary_size(tokenizer.vocabulary_size + NUM_TASK_TOKENS)
+    return TASKS[recipe.architecture].model(backbone, labels or ())
 
 
 def dataset(recipe: Recipe, examples: Any, run: Run, seed: int | None, start_step: int = 0) -> tf.data.Dataset:
@@ -160,8 +166,9 @@ def dataset(recipe: Recipe, examples: Any, run: Run, seed: int | None, start_ste
 
         pairs = _changed(examples, sentence_pairs)
         batches = pipelines.masked_pairs(pairs, run.tokenizer, *bounds, whole_words=recipe.whole_words)
-    elif kind in fine_tuning.TASKS:
-        batches = fine_tuning.batches(kind, examples, run.labels or (), run.tokenizer, *bounds)
+    elif recipe.architecture in TASKS:
+        task = TASKS[recipe.architecture]
+        batches = fine_tuning.batches(task, examples, run.labels or (), run.tokenizer, *bounds)
     else:
         batches = pipelines.labelled_text(examples, run.labels or [], run.tokenizer, *bounds)
     return batches if seed is not None else pipelines.counted(batches)
@@ -187,11 +194,13 @@ def compile_model(recipe: Recipe, model: keras.Model, devices: OneDevice = ONE_D
         }
     if recipe.architecture == "bert-classify":
         metrics = [metrics[0], keras_seq.TokenAccuracy()]
-    if (kind := corpus_of(recipe).kind) in fine_tuning.TASKS:
-        loss, metrics = fine_tuning.loss_and_metrics(kind, recipe.label_smoothing)
+    if recipe.architecture in TASKS:
+        loss, metrics = fine_tuning.loss_and_metrics(TASKS[recipe.architecture], recipe.label_smoothing)
+    gpt_task = recipe.architecture in gpt_tasks.TASKS
+    weights = {"logits": 1.0, fine_tuning.LANGUAGE_MODEL: recipe.language_model_weight} if gpt_task else None
     loss = {name: devices.loss(one) for name, one in loss.items()} if isinstance(loss, dict) else devices.loss(loss)
     compiled = recipe.jit_compile or keras.backend.backend() == "jax"  # else JAX takes operation after operation
-    model.compile(optimizer(recipe, devices.adamw), loss=loss, weighted_metrics=metrics, jit_compile=compiled)
+    model.compile(optimizer(recipe, devices.adamw), loss, weights, weighted_metrics=metrics, jit_compile=compiled)
 
 
 def fit(
@@ -339,15 +348,14 @@ def _measures(kept: Checkpoints, model: keras.Model) -> dict[str, Any]:
 
 
 def _check_start(recipe: Recipe) -> None:
-    """A run starts from a finished one of its own architecture, a classifier also from a BERT."""
+    """A run starts from a finished one of its own architecture, of a task also from a BERT or a GPT."""
     if recipe.start_from is None:
         return
     start = Path(recipe.start_from)
     if not (start / "model.keras").exists():
         raise FileNotFoundError(f"The recipe starts from {start}, which is not a finished run.")
     old = Recipe.from_dict(read_json(start / "recipe.json"))
-    fine_tuned = recipe.architecture.startswith("bert-")
-    wanted = ("bert", recipe.architecture) if fine_tuned else (recipe.architecture,)
+    wanted = tuple(dict.fromkeys((recipe.architecture.partition("-")[0], recipe.architecture)))
     if old.architecture not in wanted:
         raise RecipeError(f"{recipe.architecture} starts from a run of {wanted}, got {start}, of {old.architecture}.")
     if recipe.max_sequence_length > old.max_sequence_length:

@@ -13,7 +13,7 @@ from serving.answers import answers_for
 from serving.export import KINDS
 from serving.signatures import SIGNATURES
 from training import evaluate, run
-from training.fine_tuning import batches, labels_of, texts_of
+from training.fine_tuning import TASKS, batches, labels_of, texts_of
 from training.in_process import InProcess
 from training.readers import Choice, Question
 from training.recipes import Recipe
@@ -45,7 +45,8 @@ def tokenizer():
 
 
 def one_batch(kind, examples, labels, tokenizer, size=10_000):
-    return next(batches(kind, examples, labels, tokenizer, LIMIT, size, bucket_width=100).as_numpy_iterator())
+    made = batches(TASKS[kind], examples, labels, tokenizer, LIMIT, size, bucket_width=100)
+    return next(made.as_numpy_iterator())
 
 
 # ---- What is fed ---------------------------------------------------------------------------------------------------
@@ -53,7 +54,7 @@ def one_batch(kind, examples, labels, tokenizer, size=10_000):
 
 def test_the_first_sub_word_of_each_word_has_its_label(tokenizer):
     labels = labels_of("tokens", SENTENCES)
-    inputs, given, weights = one_batch("tokens", SENTENCES, labels, tokenizer)
+    inputs, given, weights = one_batch("bert-tokens", SENTENCES, labels, tokenizer)
     rows = {tuple(ids[mask]): row for row, (ids, mask) in enumerate(zip(inputs["token_ids"], inputs["padding_mask"]))}
     for words, names in SENTENCES:  # each word cut on its own
         ids, expected = [tokenizer.start_token_id], [None]
@@ -68,7 +69,7 @@ def test_the_first_sub_word_of_each_word_has_its_label(tokenizer):
 
 
 def test_a_window_asks_for_the_answer_it_holds_and_others_for_none(tokenizer):
-    inputs, targets, _ = one_batch("spans", QUESTIONS, (), tokenizer)
+    inputs, targets, _ = one_batch("bert-spans", QUESTIONS, (), tokenizer)
     asked = {tuple(tokenizer.tokenize(one.question).numpy()[:13]): one for one in QUESTIONS}
     found, none = [], 0
     for row, ids in enumerate(inputs["token_ids"]):
@@ -88,7 +89,7 @@ def test_a_window_asks_for_the_answer_it_holds_and_others_for_none(tokenizer):
 
 
 def test_choices_stand_beside_their_prompt_one_by_one(tokenizer):
-    inputs, label, _ = one_batch("choices", CHOICES, (), tokenizer)
+    inputs, label, _ = one_batch("bert-choices", CHOICES, (), tokenizer)
     assert inputs["token_ids"].shape[:2] == (2, 3) and sorted(label) == [0, 2]
     for row, right in enumerate(label):
         example = CHOICES[0] if right == 0 else CHOICES[1]
@@ -106,7 +107,7 @@ def test_choices_stand_beside_their_prompt_one_by_one(tokenizer):
 def test_a_score_is_the_expectation_of_the_numbers_it_is_shared_out_to(tokenizer):
     labels = labels_of("scored", SCORED)
     assert labels == ["0", "1", "2", "3", "4", "5"]
-    _, shares, _ = one_batch("scored", SCORED, labels, tokenizer)
+    _, shares, _ = one_batch("bert-similarity", SCORED, labels, tokenizer)
     np.testing.assert_allclose(sorted(shares @ np.arange(6)), [0, 2.75, 4.2], atol=1e-5)
     np.testing.assert_allclose(shares.sum(-1), 1, atol=1e-5)
     assert ((shares > 1e-5).sum(-1) <= 2).all()
@@ -114,7 +115,7 @@ def test_a_score_is_the_expectation_of_the_numbers_it_is_shared_out_to(tokenizer
 
 def test_couples_have_the_place_of_their_label(tokenizer):
     couples = [(first, second, str(float(score) > 2)) for first, second, score in SCORED]
-    _, label, _ = one_batch("couples", couples, labels_of("couples", couples), tokenizer)
+    _, label, _ = one_batch("bert-pairs", couples, labels_of("couples", couples), tokenizer)
     assert sorted(label) == [0, 1, 1]
 
 

@@ -26,6 +26,7 @@ CONTRACT = [
 ]
 PUBLISHED = [f"multi30k-words-{name}" for name in ("seq2seq", "context", "attention", "transformer")]
 FINE_TUNING = [
+    "demo-gpt-classify",
     "wnut17-bert-tokens",
     "xquad-bert-spans",
     "korquad-bert-spans",
