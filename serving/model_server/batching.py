@@ -92,8 +92,17 @@ def read_parameters(path: Path) -> BatchingParameters:
 class _Task:
     feeds: Arrays
     rows: int
+    deadline: float | None = None
     answer: Future = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
+
+    def is_late(self) -> bool:
+        """Whether nobody waits for the answer any more, which the task is told."""
+        late = self.deadline is not None and self.deadline <= time.monotonic()
+        if late:
+            words = "Run() timeout exceeded while waiting in batching queue"
+            self.answer.set_exception(StatusError(Code.DEADLINE_EXCEEDED, words))
+        return late
 
 
 @dataclass
@@ -135,7 +144,12 @@ class Batcher:
             thread.start()
 
     def run(
-        self, key: Hashable, parameters: BatchingParameters, call: Callable[[Arrays], Arrays], feeds: Arrays
+        self,
+        key: Hashable,
+        parameters: BatchingParameters,
+        call: Callable[[Arrays], Arrays],
+        feeds: Arrays,
+        deadline: float | None = None,
     ) -> list[np.ndarray]:
         """What `call(feeds)` answers, together with others under the same key.
 
@@ -144,11 +158,12 @@ class Batcher:
             parameters: the same for a key.
             call: arrays -> arrays, rows along the first axis of each.
             feeds: one array an input, all with the same number of rows.
+            deadline: on the clock of time.monotonic: what is not begun by then is not run.
 
         Raises:
             StatusError: INVALID_ARGUMENT for arrays that have no rows to merge along, or too many; UNAVAILABLE when
-                too many batches wait; FAILED_PRECONDITION for an output without these rows; otherwise what `call`
-                raises for this call's own rows.
+                too many batches wait; DEADLINE_EXCEEDED; FAILED_PRECONDITION for an output without these rows;
+                otherwise what `call` raises for this call's own rows.
         """
         rows = count_rows(feeds)
         if rows > parameters.max_batch_size:
@@ -157,7 +172,7 @@ class Batcher:
             return list(call(feeds))
         monitoring.INPUT_BATCH_SIZE.observe(rows)
         with self._changed:
-            tasks = self._enqueue(key, parameters, call, feeds, rows)
+            tasks = self._enqueue(key, parameters, call, feeds, rows, deadline)
         parts = [task.answer.result() for task in tasks]
         return parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts)]
 
@@ -175,7 +190,7 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
-    def _enqueue(self, key, parameters, call, feeds, rows) -> list[_Task]:
+    def _enqueue(self, key, parameters, call, feeds, rows, deadline) -> list[_Task]:
         """The call's tasks, one unless it is split, put into their batches. Raises: StatusError UNAVAILABLE."""
         queue = self._queues.get(key) or _Queue(parameters, call)
         last = queue.batches[-1].rows if queue.batches else parameters.limit
@@ -193,7 +208,7 @@ class Batcher:
             )
         ends = np.cumsum(sizes)
         tasks = [
-            _Task(feeds if len(sizes) == 1 else [array[end - size : end] for array in feeds], size)
+            _Task(feeds if len(sizes) == 1 else [array[end - size : end] for array in feeds], size, deadline)
             for size, end in zip(sizes, ends)
         ]
         for task in tasks:
@@ -215,12 +230,8 @@ class Batcher:
                         return
                     due = min((queue.due() for queue in self._queues.values()), default=None)
                     self._changed.wait(None if due is None else max(0.0, due - time.monotonic()))
-            queue, batch = found
-            for task in batch.tasks:
-                monitoring.QUEUING_LATENCY.observe((time.monotonic() - task.since) * 1e6, POOL_NAME)
-            for tasks in _alike(batch.tasks, queue.parameters):
-                _answer(queue, tasks)
-            del found, queue, batch, tasks  # or the arrays stay until the next batch
+            _run(*found)
+            del found  # or the arrays stay until the next batch
 
     def _take(self) -> tuple[_Queue, _Batch] | None:
         """The next batch that may run. The queue it comes from goes to the end, so that none starves."""
@@ -286,6 +297,15 @@ def _alike(tasks: list[_Task], parameters: BatchingParameters) -> list[list[_Tas
         shapes = [array.ndim if parameters.pad_variable_length_inputs else array.shape[1:] for array in task.feeds]
         groups.setdefault(tuple(shapes), []).append(task)
     return list(groups.values())
+
+
+def _run(queue: _Queue, batch: _Batch) -> None:
+    """Answers the tasks of a batch; those that nobody waits for any more are not run."""
+    for task in batch.tasks:
+        monitoring.QUEUING_LATENCY.observe((time.monotonic() - task.since) * 1e6, POOL_NAME)
+    awaited = [task for task in batch.tasks if not task.is_late()]
+    for tasks in _alike(awaited, queue.parameters):
+        _answer(queue, tasks)
 
 
 def _answer(queue: _Queue, tasks: list[_Task]) -> None:

@@ -94,8 +94,8 @@ class LoadedVersion:
             signature: one of this version's.
             feeds: input name -> array of the signature's dtype; any shape, strings as object arrays of bytes.
             output_filter: the outputs wanted; all of them when empty.
-            deadline: on the clock of time.monotonic: a run that lasts longer is broken off, unless it is merged with
-                others.
+            deadline: on the clock of time.monotonic: a run that lasts longer is broken off; one that is merged with
+                others is not begun later.
 
         Returns:
             Output name -> array.
@@ -127,6 +127,7 @@ class LoadedVersion:
                     batching,
                     lambda merged: self._call(signature, output_filter, merged),
                     arguments,
+                    deadline,
                 )
         except StatusError:
             raise

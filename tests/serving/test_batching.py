@@ -1,5 +1,6 @@
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -55,6 +56,31 @@ def together(batcher, model, parameters, rows):
         model.release.set()
         assert first.result()[0].tolist() == [0]
         return [call.exception() or call.result()[0].tolist() for call in calls]
+
+
+def test_a_call_that_is_given_up_while_it_waits_is_not_run(batcher):
+    model, parameters, now = Model(), BatchingParameters(), time.monotonic()
+    model.release.clear()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(batcher.run, "key", parameters, model, [np.array([0])])
+        assert model.entered.wait(30)
+        late, other = (
+            pool.submit(batcher.run, "key", parameters, model, [np.array([row])], deadline)
+            for row, deadline in ((2, now), (3, now + 600.0))
+        )
+        wait_until(lambda: batcher.waiting("key") == 2)
+        model.release.set()
+        assert (late.exception().code, other.result()[0].tolist()) == (Code.DEADLINE_EXCEEDED, [6])
+        assert first.result()[0].tolist() == [0]
+    assert model.seen == [[0], [3]]
+
+
+def test_of_a_call_that_is_answered_nothing_stays(batcher):
+    array = np.array([2])
+    gone = weakref.ref(array)
+    assert batcher.run("key", BatchingParameters(), Model(), [array])[0].tolist() == [4]
+    del array
+    wait_until(lambda: gone() is None)
 
 
 def test_calls_that_wait_together_are_run_as_one(batcher):
