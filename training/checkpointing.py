@@ -83,7 +83,9 @@ class Checkpoints(keras.callbacks.Callback):
         seeds = [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
         for variable, value in zip(seeds, saved, strict=False):
             variable.assign(value)
-        self._measures = saved[len(seeds) :]  # fit sets them to zero when its epoch begins
+        # fit sets them to zero when its epoch begins; at an epoch's end they are those of the validation.
+        inside = self.step > self.epochs * self.recipe.steps_per_epoch
+        self._measures = saved[len(seeds) :] if inside else []
         history = self.folder / "history.csv"
         if history.exists():  # one more line where the run was stopped between line and checkpoint
             lines = history.read_text("utf-8").splitlines(keepends=True)[: self.epochs + 1]

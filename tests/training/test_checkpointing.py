@@ -59,6 +59,19 @@ def test_a_model_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(recipe, tmp_
         np.testing.assert_allclose(np.array(mine, "float32"), np.array(its, "float32"), atol=1e-6, err_msg=mine.path)
 
 
+def test_an_epoch_after_a_resumption_begins_with_no_measures_of_the_one_before(recipe, tmp_path):
+    model = tiny(recipe)
+    a_step(model)
+    kept = kept_for(recipe, model, tmp_path)
+    kept.step, kept.epochs = recipe.steps_per_epoch, 1
+    kept.save()
+    model.reset_metrics()
+    again = kept_for(recipe, model, tmp_path)
+    again.restore(model)
+    again.on_epoch_begin(1)
+    assert not any(np.any(np.array(one)) for one in model.metrics_variables)
+
+
 def test_the_newest_checkpoints_stay_and_are_averaged(conftest, tmp_path):
     recipe = conftest.tiny_recipe("gpt", average_checkpoints=2)
     model, seen = tiny(recipe), []
