@@ -5,6 +5,7 @@ the epoch's measures) and state.json. Each is whole or not there; the new one is
 """
 
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -125,7 +126,8 @@ class Checkpoints(keras.callbacks.Callback):
         self.model.stop_training = self.done
 
     def _epochs_since_the_best(self) -> int:
-        best = min(self.rows, key=lambda row: row["val_loss"])  # the first of equals
+        # The first of equals; a NaN is the worst of all, though Python calls it neither more nor less than another.
+        best = min(self.rows, key=lambda row: (math.isnan(row["val_loss"]), row["val_loss"]))
         return self.epochs - 1 - int(best["epoch"])
 
     @property
