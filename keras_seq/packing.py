@@ -4,6 +4,7 @@ it was trained in. In KerasHub's words: a start-end packer and a multi-segment p
 
 NUM_TASK_TOKENS = 3  # that GPT gets for fine-tuning: start, delimiter, extract
 MAX_WINDOWS = 32  # of a context, where it is answered from: what lies beyond is not read
+MAX_SOURCE = 512  # tokens of a source, where the model itself sets no bound
 
 
 def pack_start_end(rows, start_token_id=None, end_token_id=None):

@@ -10,13 +10,12 @@ import tensorflow as tf
 
 import keras_seq
 from keras_seq import generation
-from keras_seq.packing import pack_start_end
+from keras_seq.packing import MAX_SOURCE, pack_start_end
 from serving.task_answers import ChoicePicker, PairClassifier, PairScorer, SpanFinder, TokenTagger
 from serving.task_text import BERTText, GPTBothOrders, GPTText, Rows, pair_mask
 
 NUM_BEAMS = 4
 NUM_CANDIDATES = 5
-MAX_SOURCE = 512  # tokens of a source, where the model itself sets no bound
 
 
 def _detokenize(tokenizer: Any, written: dict[str, tf.Tensor]) -> tf.Tensor:

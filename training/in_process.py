@@ -23,10 +23,11 @@ class InProcess:
         """The best translations, greedy ones or of the beams."""
         import tensorflow as tf
 
-        from keras_seq.packing import pack_start_end
+        from keras_seq.packing import MAX_SOURCE, pack_start_end
         from training.pipelines import token_rows
 
-        run, limit = self.run, self.run.recipe.max_sequence_length
+        run = self.run
+        limit = getattr(run.model, "max_sequence_length", MAX_SOURCE)  # as served: a recurrent model has no positions
         target = run.target_tokenizer
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         answers = [""] * len(texts)

@@ -96,6 +96,19 @@ def test_translations_in_a_batch_are_those_of_one_sentence_at_a_time(architectur
         assert target.detokenize(tf.constant(written["token_ids"])).numpy()[0].decode() == translation
 
 
+def test_a_recurrent_model_reads_a_source_as_far_as_the_served_one_though_it_was_trained_on_shorter_ones(copy):
+    from serving.answers import answers_for
+
+    one = copy("seq2seq", max_sequence_length=5)
+    keras.utils.set_random_seed(3)
+    one = one._replace(model=build_model(one.recipe, one.tokenizer, one.target_tokenizer, None))
+    texts = [source for source, _ in examples(one)][:11]
+    served = answers_for(one.model, one.tokenizer, one.target_tokenizer, max_new_tokens=one.recipe.max_new_tokens)
+    told = [text.decode() for text in served.translate(tf.constant(texts))[0].numpy()]
+    assert InProcess(one).translate(texts) == told
+    assert max(len(one.tokenizer.tokenize(text)) for text in texts) > 5
+
+
 def test_with_beams_a_translation_is_the_best_of_them_and_is_kept_beside_the_greedy_measures(copy):
     one = copy("transformer", evaluate_examples=5)
     keras.utils.set_random_seed(3)
