@@ -151,7 +151,7 @@ def evaluate_run(
     Raises:
         ValueError: the measure of this corpus needs the model in process, or beams of a model that is no translator.
     """
-    corpus = corpus_of(run.recipe)
+    corpus = corpus_of(run.recipe.replace(stream=False))
     examples = corpus.read(split, run.recipe.evaluate_examples, run.recipe.seed + 1)
     kind = corpus.kind
     if kind == "documents" and run.recipe.architecture == "gpt":

@@ -293,6 +293,13 @@ def test_measures_in_process_are_kept_beside_the_older_ones_and_served_ones_are_
     assert json.loads((one.folder / "metrics.json").read_text()) == kept
 
 
+def test_the_training_split_of_a_streamed_corpus_can_be_measured(copy, tmp_path):
+    (tmp_path / "lines").write_text("the dog sees a cat\n" * 11)
+    files = {split: str(tmp_path / "lines") for split in ("train", "validation", "test")}
+    one = copy("gpt", corpus="text-lines", files=files, stream=True, evaluate_examples=7)
+    assert evaluate.evaluate_run(one, "train") == evaluate.evaluate_run(one, "test")
+
+
 def test_a_loaded_folder_measures_as_the_run_in_memory(tiny_run):
     one = tiny_run("bert-classify")
     assert evaluate.evaluate_run(load_run(one.folder), "validation") == evaluate.evaluate_run(one, "validation")
