@@ -1,5 +1,6 @@
 """What a fit is fed, and what it has been fed: how many of its tokens were real, and the last batches."""
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,15 @@ def count_tokens(inputs: dict[str, Any]) -> tuple[int, int]:
     """Real tokens and places of a batch's inputs, over all their padding masks."""
     masks = [np.asarray(mask) for name, mask in inputs.items() if name.endswith("padding_mask")]
     return sum(int(mask.sum()) for mask in masks), sum(mask.size for mask in masks)
+
+
+def reason(error: tf.errors.OpError) -> str | None:
+    """What a reader said of a file while TensorFlow ran it: of its error only the words get through, among others.
+
+    None where no reader said anything.
+    """
+    found = re.search(r"(?:ValueError|OSError|FileNotFoundError|BadGzipFile|EOFError): (.+)", str(error))
+    return found[1] if found else None
 
 
 class Feed:

@@ -22,7 +22,7 @@ from keras_seq.text import load_tokenizer, train_tokenizer
 from training import fine_tuning, gpt_tasks, pipelines, strategies
 from training.checkpointing import Checkpoints
 from training.corpora import corpus_of
-from training.feed import Feed
+from training.feed import Feed, reason
 from training.files import read_json, write_beside, write_json
 from training.optimizers import optimizer
 from training.progress import Progress
@@ -323,6 +323,10 @@ def _train(
             verbose=0,
             callbacks=callbacks,
         )
+    except tf.errors.OpError as error:
+        if (told := reason(error)) is None:
+            raise
+        raise ValueError(told) from error
     finally:
         bar.stop()
 

@@ -1,9 +1,10 @@
 """What a fit is fed is what the dataset holds, and counted by step."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from training.feed import KEPT, Feed, count_tokens
+from training.feed import KEPT, Feed, count_tokens, reason
 
 
 def batches(count=29):
@@ -28,6 +29,19 @@ def test_tokens_are_those_of_the_steps_done_and_not_of_what_is_prepared():
         next(iterator)
     assert feed.tokens(103) == (1000 + 3 * (1 + 2 + 3), 2000 + 3 * 15)
     assert feed.inputs(102)["padding_mask"].sum() == 3 * 2
+
+
+def test_what_a_reader_says_of_a_file_is_told_though_tensorflow_ran_it():
+    def read():
+        yield 1
+        raise ValueError("lines, line 3 needs column 1, got 1 columns: 'x'")
+
+    given = tf.data.Dataset.from_generator(read, output_signature=tf.TensorSpec((), tf.int32))
+    given = given.map(lambda x: ({"padding_mask": tf.fill((1, 2), x > 0)}, x, x))
+    with pytest.raises(tf.errors.OpError) as raised:
+        list(Feed(given).dataset())
+    assert reason(raised.value) == "lines, line 3 needs column 1, got 1 columns: 'x'"
+    assert reason(tf.errors.ResourceExhaustedError(None, None, "no memory")) is None
 
 
 def test_the_last_batches_can_be_asked_for_and_old_ones_are_gone():
