@@ -7,8 +7,10 @@ place.
 
 import functools
 import importlib.util
+import json
 import shutil
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,7 +116,7 @@ def build_model(recipe: Recipe, tokenizer: Any, target_tokenizer: Any, labels: l
     """The recipe's model with fresh weights, or with those of the run it starts from."""
     kind, arguments = recipe.architecture, {**recipe.model, "dtype": recipe.dtype}
     if recipe.start_from is not None:
-        started = keras.saving.load_model(Path(recipe.start_from) / "model.keras")
+        started = _in_dtype(keras.saving.load_model(Path(recipe.start_from) / "model.keras"), recipe.dtype)
         if "-" not in kind:
             return started
         backbone = started if isinstance(started, keras_seq.GPT) else started.backbone
@@ -131,6 +133,18 @@ def build_model(recipe: Recipe, tokenizer: Any, target_tokenizer: Any, labels: l
     if kind == "gpt":
         return model
     return keras_seq.BERTForPreTraining(model) if kind == "bert" else _with_head(recipe, model, tokenizer, labels)
+
+
+def _in_dtype(model: keras.Model, dtype: str) -> keras.Model:
+    """The model itself, or one with its weights that computes in another dtype."""
+    if model.dtype_policy.name == dtype:
+        return model
+    config = {**model.get_config(), "dtype": dtype}
+    if "backbone" in config:  # a head computes as its backbone does
+        config["backbone"] = _in_dtype(model.backbone, dtype)
+    copy = type(model).from_config(config)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _with_head(recipe: Recipe, backbone: keras.Model, tokenizer: Any, labels: list[str] | None) -> keras.Model:
@@ -367,6 +381,14 @@ def _check_start(recipe: Recipe) -> None:
             f"The recipe needs max_sequence_length <= {old.max_sequence_length}, the positions of {start}, "
             f"got max_sequence_length={recipe.max_sequence_length}."
         )
+    if not zipfile.is_zipfile(start / "model.keras"):
+        raise ValueError(f"A run to start from needs a saved model, which {start / 'model.keras'} is not.")
+    with zipfile.ZipFile(start / "model.keras") as kept:
+        config = json.loads(kept.read("config.json"))["config"]
+    given = config["backbone"]["config"] if "backbone" in config else config
+    if other := {name: value for name, value in recipe.model.items() if given.get(name, value) != value}:
+        theirs = {name: given[name] for name in other}
+        raise RecipeError(f"A recipe takes the model of {start} that it starts from: {theirs}, got model={other}.")
 
 
 def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:

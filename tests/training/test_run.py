@@ -199,6 +199,18 @@ def test_another_run_of_the_same_architecture_goes_on_from_the_weights_there(tin
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.parametrize("architecture", ["gpt", "bert", "bert-classify"])
+def test_a_run_computes_in_the_dtype_of_its_recipe_wherever_it_starts_from(architecture, tiny_run):
+    one = tiny_run("bert" if architecture == "bert-classify" else architecture)
+    recipe = tiny_run(architecture).recipe.replace(start_from=str(one.folder), dtype="mixed_bfloat16")
+    fresh = run.build_model(recipe, one.tokenizer, None, ["0", "1"])
+    models = [model.backbone if architecture == "bert-classify" else model for model in (one.model, fresh)]
+    for first, second in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_array_equal(first, second)
+    inner = getattr(fresh, "backbone", fresh) if architecture.startswith("bert") else fresh
+    assert {fresh.dtype_policy.name, inner.blocks[0].dtype_policy.name} == {"mixed_bfloat16"}
+
+
 def test_what_cannot_be_started_from_is_an_error_and_leaves_no_folder(tiny_run, tmp_path):
     classifier, gpt = tiny_run("bert-classify"), tiny_run("gpt")
     bert = tiny_run("bert").folder
@@ -209,6 +221,10 @@ def test_what_cannot_be_started_from_is_an_error_and_leaves_no_folder(tiny_run, 
             r"bert-classify starts from a run of \('bert', 'bert-classify'\), got .* gpt",
         ),
         ({"start_from": str(bert), "max_sequence_length": 53}, "needs max_sequence_length <= 47, the positions of"),
+        (
+            {"start_from": str(bert), "model": {"num_layers": 1, "dropout": 0.3}},
+            r"takes the model of .* that it starts from: \{'dropout': 0.1\}, got model=\{'dropout': 0.3\}",
+        ),
     ]:
         with pytest.raises((RecipeError, FileNotFoundError), match=message):
             fit(classifier.recipe.replace(**changes), tmp_path / "out")
