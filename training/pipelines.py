@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_seq.byte_pairs import byte_alphabet
 from keras_seq.packing import pack_segments, pack_start_end
 from training.batches import Stream, bucketed
 
@@ -138,7 +139,7 @@ def packed_text(
 
     In order, what is left at the end and fills no window is left out.
     """
-    ids = tf.concat(list(token_rows(tokenizer, _pieces(text), len(text) + 1)), axis=0)
+    ids = token_rows(tokenizer, _pieces(text), None).values
     count = int(ids.shape[0])
     if count <= block:
         raise ValueError(f"packed_text needs more than block={block} tokens, got {count}.")
@@ -273,8 +274,11 @@ def starts_word(tokenizer: Any) -> np.ndarray:
     tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.vocabulary_size)]
     if any(token.startswith("##") for token in tokens):  # WordPiece marks what goes on
         return np.array([not token.startswith("##") for token in tokens])
-    if any(token.startswith("Ġ") for token in tokens):  # byte pairs mark the space before
-        return np.array([not token or token[0] in "ĠĊ" or not token[0].isalnum() for token in tokens])
+    if any(token.startswith("Ġ") for token in tokens):  # byte pairs mark the blank before
+        byte_of = {char: byte for byte, char in enumerate(byte_alphabet())}
+        texts = (bytes(byte_of.get(char, 0) for char in token).decode("utf-8", "replace") for token in tokens)
+        # What begins in the middle of a character goes on with its word, and so does what ends in its first one.
+        return np.array([not text or not (text[0].isalnum() or text[0] == "\ufffd") for text in texts])
     raise ValueError("Whole words need a tokenizer of word pieces or byte pairs, whose tokens say where a word begins.")
 
 

@@ -218,6 +218,13 @@ def test_random_windows_reach_both_ends_of_a_text():
     assert fed == {text[i : i + BLOCK] for i in range(3)}
 
 
+def test_a_text_of_more_tokens_than_characters_is_read_to_its_end():
+    tokenizer, text = train_tokenizer(["abc"], "bpe", 260), "가나다라" * 3
+    ids = tokenizer.tokenize(tf.constant(text)).numpy()
+    windows = [batch[0]["token_ids"] for batch in pipelines.packed_text(text, tokenizer, 5, 1).as_numpy_iterator()]
+    np.testing.assert_array_equal(np.ravel(windows), ids[: (len(ids) - 1) // 5 * 5])
+
+
 def test_packed_text_is_fixed_by_its_seed_and_can_start_at_any_step():
     whole = numpy(packed(3).take(17))
     assert equal(numpy(packed(3, start_step=11).take(6)), whole[11:])
@@ -337,6 +344,11 @@ def test_where_words_begin_byte_pairs_say_too_and_letters_do_not():
     began = pipelines.starts_word(tokenizer)[ids]
     pieces = [tokenizer.id_to_token(int(i)) for i in ids]
     assert [piece for piece, one in zip(pieces[1:], began[1:]) if one] == [p for p in pieces[1:] if p[0] in "Ġ,"]
+    # A byte in the middle of a character begins no word.
+    tokenizer = train_tokenizer(["naïve 영화"] * 3, "bpe", 265)
+    ids = tokenizer.tokenize(tf.constant("naïve 영화, 영")).numpy()
+    began = [tokenizer.id_to_token(int(i)) for i in ids[pipelines.starts_word(tokenizer)[ids]]]
+    assert len(ids) > 9 and [token[0] for token in began] == ["Ġ", ",", "Ġ"]
     with pytest.raises(ValueError, match="Whole words need a tokenizer of word pieces or byte pairs"):
         pipelines.starts_word(LETTERS)
 
