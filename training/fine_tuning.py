@@ -10,7 +10,7 @@ import tensorflow as tf
 import keras_seq
 from keras_seq.packing import pack_start_end, pack_windows
 from training.batches import Stream, bucketed
-from training.pipelines import CHUNK, segments, token_rows
+from training.pipelines import CHUNK, places_of, segments, token_rows
 from training.readers import Choice, Question
 
 OUTSIDE = "O"  # the label of a token that is in no entity
@@ -243,9 +243,8 @@ def nested(batch: dict[str, tf.Tensor], names: Sequence[str]) -> tuple[list[tf.T
 
 
 def _couple_rows(examples: Sequence, labels: Sequence[str], tokenizer: Any, limit: int) -> dict[str, Any]:
-    place = {label: i for i, label in enumerate(labels)}
     packed = _pair_rows([a for a, _, _ in examples], [b for _, b, _ in examples], tokenizer, limit)
-    return {**packed, "label": np.array([place[label] for *_, label in examples], "int32")}
+    return {**packed, "label": places_of([label for *_, label in examples], labels)}
 
 
 def _scored_rows(examples: Sequence, labels: Sequence[str], tokenizer: Any, limit: int) -> dict[str, Any]:

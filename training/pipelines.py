@@ -342,12 +342,10 @@ def labelled_text(
     start_step: int = 0,
 ) -> tf.data.Dataset:
     """Classification: [CLS] text [SEP], and the place of its label among `labels`."""
-    place = {label: i for i, label in enumerate(labels)}
 
     def rows(texts: Sequence[tuple[str, str]]) -> dict[str, Any]:
         ids = token_rows(tokenizer, [text for text, _ in texts], limit - 2)
-        labels = np.array([place[label] for _, label in texts], "int32")
-        return {**segments((ids,), tokenizer), "label": labels}
+        return {**segments((ids,), tokenizer), "label": places_of([label for _, label in texts], labels)}
 
     def split(batch: dict[str, tf.Tensor]) -> tuple:
         inputs = {
@@ -359,3 +357,16 @@ def labelled_text(
 
     names = (("token_ids", "segment_ids"), ("label",))
     return bucketed(texts, rows, names, tokens_per_batch, bucket_width, seed, start_step=start_step).map(split)
+
+
+def places_of(given: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """(n,) int32, where each of some labels stands among those of the training examples.
+
+    Raises:
+        ValueError: one is not among them.
+    """
+    place = {label: i for i, label in enumerate(labels)}
+    for label in given:
+        if label not in place:
+            raise ValueError(f"A label needs an example to train on, of {', '.join(labels)}, got {label!r}.")
+    return np.array([place[label] for label in given], "int32")
