@@ -77,11 +77,11 @@ class Endpoint:
 
     def tag(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
         """The label of each word: that of the token that begins it."""
-        told = zip(*self._ask("tag", ["starts", "labels"], text=joined(sentences)))
+        told = zip(*self._ask("tag", ["starts", "ends", "labels"], text=joined(sentences)))
         answers = []
-        for words, (starts, labels) in zip(sentences, told):
+        for words, (starts, ends, labels) in zip(sentences, told):
             count = sum(label != "" for label in labels)  # the rest is padding
-            answers.append(labels_of_words(words, starts[:count], labels[:count]))
+            answers.append(labels_of_words(words, starts[:count], ends[:count], labels[:count]))
         return answers
 
     def find(self, questions: Sequence[str], contexts: Sequence[str], null: bool) -> list[str]:

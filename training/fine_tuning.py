@@ -127,11 +127,14 @@ def with_offsets(tokenizer: Any, texts: Sequence[str]) -> list[tf.RaggedTensor]:
     return [tf.concat(parts, axis=0) for parts in zip(*chunks)]
 
 
-def first_pieces(words: Sequence[str], starts: Sequence[int]) -> list[int | None]:
-    """Which token is the first of each word in " ".join(words), by the tokens' first bytes; None: the word has none."""
+def first_pieces(words: Sequence[str], starts: Sequence[int], ends: Sequence[int]) -> list[int | None]:
+    """Which token is the first of each word in " ".join(words), by the tokens' first and next bytes; None: it has none.
+
+    It is the first that shares a byte with the word: of byte pairs it may begin with the blank before.
+    """
     sizes = np.array([len(word.encode()) for word in words], "int64")
     begins = np.concatenate([[0], np.cumsum(sizes + 1)[:-1]])
-    places = np.searchsorted(starts, begins)
+    places = np.searchsorted(ends, begins, side="right")
     return [
         int(place) if place < len(starts) and starts[place] < begin + size else None
         for place, begin, size in zip(places, begins, sizes)
@@ -144,14 +147,13 @@ def _token_rows(sentences: Sequence, labels: Sequence[str], tokenizer: Any, limi
     Devlin et al. 2019, section 5.3.
     """
     place = {label: i for i, label in enumerate(labels)}
-    ids, starts, _ = with_offsets(tokenizer, [" ".join(words) for words, _ in sentences])
-    ids = ids[:, : limit - 2]
+    cut = (part[:, : limit - 2] for part in with_offsets(tokenizer, [" ".join(words) for words, _ in sentences]))
+    ids, starts, ends = cut
     given, counted = np.zeros(ids.values.shape, "int32"), np.zeros(ids.values.shape, "int32")
-    splits, all_starts, start_splits = ids.row_splits.numpy(), starts.values.numpy(), starts.row_splits.numpy()
+    splits, all_starts, all_ends = ids.row_splits.numpy(), starts.values.numpy(), ends.values.numpy()
     for row, (words, names) in enumerate(sentences):
-        room = splits[row + 1] - splits[row]
-        here = first_pieces(words, all_starts[start_splits[row] : start_splits[row] + room])
-        for name, piece in zip(names, here):
+        here = slice(splits[row], splits[row + 1])
+        for name, piece in zip(names, first_pieces(words, all_starts[here], all_ends[here])):
             if piece is not None and name in place:
                 given[splits[row] + piece], counted[splits[row] + piece] = place[name], 1
     parts = {"label": ids.with_values(tf.constant(given)), "counted": ids.with_values(tf.constant(counted))}

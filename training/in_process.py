@@ -114,10 +114,11 @@ class InProcess:
         names, answers = self.run.labels or [], []
         for start in range(0, len(sentences), BATCH):
             some = sentences[start : start + BATCH]
-            ids, starts, _ = (part[:, : self._limit - 2] for part in with_offsets(self.run.tokenizer, joined(some)))
+            offsets = with_offsets(self.run.tokenizer, joined(some))
+            ids, starts, ends = (part[:, : self._limit - 2] for part in offsets)
             best = np.argmax(self.run.model(_dense(segments((ids,), self.run.tokenizer)), training=False), axis=-1)
-            for words, row, places in zip(some, best, starts.to_list()):
-                answers.append(labels_of_words(words, places, [names[i] for i in row[1 : 1 + len(places)]]))
+            for words, row, first, last in zip(some, best, starts.to_list(), ends.to_list()):
+                answers.append(labels_of_words(words, first, last, [names[i] for i in row[1 : 1 + len(first)]]))
         return answers
 
     def find(self, questions: Sequence[str], contexts: Sequence[str], null: bool) -> list[str]:
@@ -216,11 +217,13 @@ def joined(sentences: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(words) for words in sentences]
 
 
-def labels_of_words(words: Sequence[str], starts: Sequence[int], labels: Sequence[str]) -> list[str]:
+def labels_of_words(
+    words: Sequence[str], starts: Sequence[int], ends: Sequence[int], labels: Sequence[str]
+) -> list[str]:
     """Of labelled tokens those that begin a word; a word without a token, or beyond what was read, is in no entity."""
     from training.fine_tuning import OUTSIDE, first_pieces
 
-    return [OUTSIDE if piece is None else labels[piece] for piece in first_pieces(words, starts)]
+    return [OUTSIDE if piece is None else labels[piece] for piece in first_pieces(words, starts, ends)]
 
 
 def _dense(rows: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import keras_seq
 from serving.answers import answers_for
 from serving.export import KINDS
 from serving.signatures import SIGNATURES
-from training import evaluate, run
+from training import evaluate, fine_tuning, run
 from training.fine_tuning import TASKS, batches, labels_of, texts_of
 from training.in_process import InProcess
 from training.readers import Choice, Question
@@ -66,6 +66,16 @@ def test_the_first_sub_word_of_each_word_has_its_label(tokenizer):
         told = [labels[label] if weight else None for label, weight in zip(given[row], weights[row])]
         assert told[: len(expected)] == expected and not any(told[len(expected) :])
     assert any(len(tokenizer.tokenize(word)) > 1 for word, _ in [*zip(*SENTENCES[0])])
+
+
+def test_a_byte_pair_that_begins_with_the_blank_before_a_word_is_the_words_first():
+    words = ["café", "naïve", "cat"]
+    pairs = keras_seq.train_tokenizer(["café naïve"] * 3, "bpe", 275)
+    _, starts, ends = (part[0].numpy() for part in fine_tuning.with_offsets(pairs, [" ".join(words)]))
+    found = fine_tuning.first_pieces(words, starts, ends)
+    assert min(starts[found[1:]] - [6, 13]) < 0  # a blank and letters in one
+    for piece, begin in zip(found, (0, 6, 13)):
+        assert starts[piece] <= begin < ends[piece] and all(ends[:piece] <= begin)
 
 
 def test_a_window_asks_for_the_answer_it_holds_and_others_for_none(tokenizer):
