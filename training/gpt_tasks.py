@@ -13,7 +13,7 @@ import tensorflow as tf
 import keras_seq
 from keras_seq.packing import pack_task
 from training.fine_tuning import MILLI, Task, nested, shared_out
-from training.pipelines import token_rows
+from training.pipelines import places_of, token_rows
 from training.readers import Choice
 
 
@@ -32,19 +32,14 @@ def _side_by_side(rows: Sequence[Sequence[tuple[str, str]]], tokenizer: Any, lim
     return {"token_ids": tf.RaggedTensor.from_row_lengths(packed.values, sums), "lengths": lengths}
 
 
-def _numbers(names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    place = {label: i for i, label in enumerate(labels)}
-    return np.array([place[name] for name in names], "int32")
-
-
 def _text_rows(examples: Sequence, labels: Sequence[str], tokenizer: Any, limit: int) -> dict[str, Any]:
     ids = _packed(([text for text, _ in examples],), tokenizer, limit)
-    return {"token_ids": ids, "label": _numbers([label for _, label in examples], labels)}
+    return {"token_ids": ids, "label": places_of([label for _, label in examples], labels)}
 
 
 def _couple_rows(examples: Sequence, labels: Sequence[str], tokenizer: Any, limit: int) -> dict[str, Any]:
     ids = _packed(([a for a, _, _ in examples], [b for _, b, _ in examples]), tokenizer, limit)
-    return {"token_ids": ids, "label": _numbers([label for *_, label in examples], labels)}
+    return {"token_ids": ids, "label": places_of([label for *_, label in examples], labels)}
 
 
 def _choice_rows(examples: Sequence[Choice], labels: Sequence[str], tokenizer: Any, limit: int) -> dict[str, Any]:
