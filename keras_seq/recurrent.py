@@ -60,12 +60,16 @@ class RecurrentEncoder(keras.layers.Layer):
         cell: "lstm" or "gru".
         bidirectional: read from both ends and join the two.
         dropout: share of each layer's input dropped in training.
+        go_backwards: read from the last real position to the first (Sutskever et al. 2014, section 3.3); outputs stay
+            at their positions.
 
     Raises:
         ValueError: an unknown cell, hidden_dim < 1 or num_layers < 1.
     """
 
-    def __init__(self, hidden_dim, num_layers=1, cell="lstm", bidirectional=False, dropout=0.0, **kwargs):
+    def __init__(
+        self, hidden_dim, num_layers=1, cell="lstm", bidirectional=False, dropout=0.0, go_backwards=False, **kwargs
+    ):
         super().__init__(**kwargs)
         _check("RecurrentEncoder", hidden_dim, num_layers, cell)
         self.hidden_dim = hidden_dim
@@ -73,6 +77,7 @@ class RecurrentEncoder(keras.layers.Layer):
         self.cell = cell
         self.bidirectional = bidirectional
         self.dropout = dropout
+        self.go_backwards = go_backwards
         directions = ("forward", "backward") if bidirectional else ("forward",)
         self.cells = [
             [CELLS[cell](hidden_dim, dtype=self.dtype_policy, name=f"{direction}_{layer}") for direction in directions]
@@ -93,7 +98,7 @@ class RecurrentEncoder(keras.layers.Layer):
         x_bsd = embedded
         for cells in self.cells:
             x_bsd = self.input_dropout(x_bsd, training=training)
-            runs = [_run(cell, x_bsd, real_bs, reverse=bool(i)) for i, cell in enumerate(cells)]
+            runs = [_run(cell, x_bsd, real_bs, reverse=bool(i) != self.go_backwards) for i, cell in enumerate(cells)]
             x_bsd = ops.concatenate([outputs for outputs, _ in runs], axis=-1)
             states.append(tuple(ops.concatenate(parts, axis=-1) for parts in zip(*(state for _, state in runs))))
         return x_bsd, tuple(states)
@@ -106,6 +111,7 @@ class RecurrentEncoder(keras.layers.Layer):
             "cell": self.cell,
             "bidirectional": self.bidirectional,
             "dropout": self.dropout,
+            "go_backwards": self.go_backwards,
         }
 
 

@@ -320,13 +320,12 @@ _PUBLISHED: dict[str, Any] = {
     "corpus": "multi30k-words",
     "tokenizer": "word",
     "min_frequency": 2,
-    "steps": 2200,
-    "steps_per_epoch": 220,
+    "tokens_per_batch": 1024,
+    "steps": 4390,
+    "steps_per_epoch": 439,
     "early_stopping": 10,
-    "warmup_steps": 1,
-    "decay": "constant",
+    "warmup_steps": 439,
     "weight_decay": 0.0,
-    "beta_2": 0.999,
 }
 
 # For English there is no unlabelled text here to pre-train on: these begin from nothing, or from a run of the user's.
@@ -392,10 +391,10 @@ RECIPES = {
         architecture="gpt-classify",
         corpus="grammar-labelled",
         train_examples=20_000,
-        steps=600,
+        steps=1000,
         steps_per_epoch=100,
         tokens_per_batch=1000,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         start_from="runs/demo-gpt",
     ),
     "multi30k-seq2seq": Recipe(
@@ -437,23 +436,26 @@ RECIPES = {
     "multi30k-words-seq2seq": Recipe(
         architecture="seq2seq",
         **_PUBLISHED,
-        model={"hidden_dim": 512, "embedding_dim": 256, "num_layers": 2, "dropout": 0.5},
+        model={"hidden_dim": 512, "embedding_dim": 256, "num_layers": 2, "dropout": 0.2, "go_backwards": True},
+        learning_rate=2e-3,
     ),
     "multi30k-words-context": Recipe(
         architecture="seq2seq",
         **_PUBLISHED,
-        model={"hidden_dim": 512, "embedding_dim": 256, "cell": "gru", "context": "every_step", "dropout": 0.5},
+        model={"hidden_dim": 512, "embedding_dim": 256, "cell": "gru", "context": "every_step", "dropout": 0.2},
+        learning_rate=2e-3,
     ),
     "multi30k-words-attention": Recipe(
         architecture="attention",
         **_PUBLISHED,
-        model={"hidden_dim": 512, "embedding_dim": 256, "cell": "gru", "dropout": 0.5},
+        model={"hidden_dim": 512, "embedding_dim": 256, "cell": "gru", "dropout": 0.2},
+        learning_rate=2e-3,
     ),
     "multi30k-words-transformer": Recipe(
         architecture="transformer",
         **_PUBLISHED,
         model={"num_layers": 3, "num_heads": 8, "hidden_dim": 256, "intermediate_dim": 512, "dropout": 0.1},
-        learning_rate=5e-4,
+        learning_rate=1e-3,
     ),
     "shakespeare-gpt": Recipe(
         architecture="gpt",

@@ -14,7 +14,7 @@ CONTEXTS = ("initial_state", "every_step")
 class _RecurrentTranslator(GenerativeModel):
     """Encoder, decoder and readout of both models, and their doors; abstract."""
 
-    def _assemble(self, score, feed_context, input_feeding=False, **kwargs):
+    def _assemble(self, score, feed_context, input_feeding=False, go_backwards=False, **kwargs):
         # === Layers ===
         dtype = keras.dtype_policies.get(kwargs.get("dtype"))
         embedding_dim = self.embedding_dim or self.hidden_dim
@@ -27,7 +27,8 @@ class _RecurrentTranslator(GenerativeModel):
         self.source_embedding = embedding(self.source_vocabulary_size, "source_embedding")
         self.target_embedding = embedding(self.target_vocabulary_size, "target_embedding")
         stack = {"num_layers": self.num_layers, "cell": self.cell, "dropout": self.dropout, "dtype": dtype}
-        self.encoder = RecurrentEncoder(self.hidden_dim, bidirectional=self.bidirectional, name="encoder", **stack)
+        ways = {"bidirectional": self.bidirectional, "go_backwards": go_backwards}
+        self.encoder = RecurrentEncoder(self.hidden_dim, name="encoder", **ways, **stack)
         feeding = {"feed_context": feed_context, "input_feeding": input_feeding}
         self.decoder = RecurrentDecoder(self.hidden_dim, score=score, name="decoder", **feeding, **stack)
         self.feed_context = feed_context
@@ -92,6 +93,8 @@ class Seq2Seq(_RecurrentTranslator):
         context: "initial_state" or "every_step".
         bidirectional: let the encoder read from both ends.
         dropout: share dropped from the inputs of each layer and of the logits.
+        go_backwards: let the encoder read from the last word to the first, so that the beginnings of source and target
+            are close (Sutskever et al. 2014, section 3.3).
 
     Raises:
         ValueError: an unknown context or cell, a size < 1.
@@ -108,6 +111,7 @@ class Seq2Seq(_RecurrentTranslator):
         context="initial_state",
         bidirectional=False,
         dropout=0.0,
+        go_backwards=False,
         **kwargs,
     ):
         if context not in CONTEXTS:
@@ -121,7 +125,8 @@ class Seq2Seq(_RecurrentTranslator):
         self.context = context
         self.bidirectional = bidirectional
         self.dropout = dropout
-        self._assemble(score=None, feed_context=context == "every_step", **kwargs)
+        self.go_backwards = go_backwards
+        self._assemble(score=None, feed_context=context == "every_step", go_backwards=go_backwards, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_seq")

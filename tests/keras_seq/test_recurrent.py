@@ -70,6 +70,20 @@ def test_both_directions_in_two_layers_equal_keras_bidirectional(cell, randomize
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_backwards_a_sentence_is_read_as_its_words_in_reverse(cell, randomized):
+    layer = encoder(randomized, cell=cell, num_layers=2, go_backwards=True)
+    outputs, states = layer(SOURCE, MASK)
+    ahead = encoder(randomized, cell=cell, num_layers=2)
+    ahead.set_weights(layer.get_weights())
+    for row, real in enumerate(MASK):
+        words = SOURCE[row : row + 1, real]
+        told, last = ahead(words[:, ::-1], np.ones(words.shape[:2], bool))
+        close(np.asarray(outputs)[row, real], np.asarray(told)[0, ::-1])
+        for one, other in zip(states, last):
+            close([part[row] for part in one], [part[0] for part in other])
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_padding_keeps_the_state_and_its_content_changes_nothing(cell, randomized):
     layer = encoder(randomized, cell=cell, bidirectional=True)
     outputs, (states,) = layer(SOURCE, MASK)
