@@ -6,6 +6,7 @@ import pytest
 # Of two files with costly session fixtures in common one worker runs both.
 JOINED = {
     "tests/training/test_evaluate.py": "tests/training/test_run.py",
+    "tests/training/test_gpt_tasks.py": "tests/training/test_run.py",
     "tests/serving/test_answers.py": "tests/serving/test_export.py",
 }
 

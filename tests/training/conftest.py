@@ -22,7 +22,7 @@ RECURRENT = {"hidden_dim": 23, "embedding_dim": 19, "cell": "gru", "dropout": 0.
 # numbers.
 MEANS = {"gradient_accumulation": 2, "ema_momentum": 0.7, "checkpoint_steps": 4}
 TINY = {
-    "seq2seq": ("grammar-pairs", "word", RECURRENT, MEANS),
+    "seq2seq": ("grammar-pairs", "word", RECURRENT, {**MEANS, "early_stopping": 2}),
     "attention": ("grammar-pairs", "word", RECURRENT, {"average_checkpoints": 2, "checkpoint_steps": 20}),
     "transformer": ("grammar-pairs", "word", BLOCKS, {"early_stopping": 2, "label_smoothing": 0.1}),
     "bert": ("grammar-documents", "wordpiece", BLOCKS, {}),

@@ -133,7 +133,7 @@ def fit(recipe, folder, resume=False):
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     architecture, stop, last, tiny_run, tmp_path, monkeypatch
 ):
-    """In the middle of an epoch, of accumulated gradients and of a moving average; and before the first checkpoint."""
+    """Amid an epoch, accumulated gradients, a moving average and early stopping; and before the first checkpoint."""
     whole, folder = tiny_run(architecture), tmp_path / "interrupted"
     with monkeypatch.context() as patch:
         patch.setattr(run, "Progress", stopping_at(stop, folder, tmp_path / "killed"))
