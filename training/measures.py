@@ -79,6 +79,8 @@ def classes(answers: Sequence[Hashable], truths: Sequence[Hashable]) -> dict[str
 
 def majority(truths: Sequence[Hashable]) -> list[Hashable]:
     """The answers of one who always gives the commonest class of what is measured: no constant answer is better."""
+    if not len(truths):
+        raise ValueError("What is measured needs one example or more, got 0.")
     commonest = Counter(truths).most_common(1)[0][0]
     return [commonest] * len(truths)
 

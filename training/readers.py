@@ -4,11 +4,13 @@ Each is a function of a path (read line by line, gzip if it ends in .gz) and the
 yields one example after another: nothing larger than an example is in memory.
 """
 
+import contextlib
 import glob
 import gzip
 import importlib.util
 import itertools
 import json
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -52,9 +54,17 @@ def open_text(path: str) -> Any:
 
 def lines(path: str) -> Iterator[tuple[int, str]]:
     """Lines with their numbers from 1, without their ends."""
-    with open_text(path) as file:
+    with open_text(path) as file, _unpacking(path):
         for number, line in enumerate(file, start=1):
             yield number, line.rstrip("\r\n")
+
+
+@contextlib.contextmanager
+def _unpacking(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no whole gzip file: {error}") from error
 
 
 def _blocks(path: str) -> Iterator[list[tuple[int, str]]]:
@@ -73,7 +83,7 @@ def _text_documents(path: str, columns: list[str]) -> Iterator[list[str]]:
 
 
 def _text(path: str, columns: list[str]) -> Iterator[str]:
-    with open_text(path) as file:
+    with open_text(path) as file, _unpacking(path):
         yield file.read()
 
 
@@ -113,9 +123,8 @@ def _jsonl_choices(path: str, columns: list[str]) -> Iterator[Choice]:
         if line.strip():
             try:
                 prompt, choices, label = (json.loads(line)[column] for column in columns)
-                one = Choice(str(prompt), [str(choice) for choice in choices], int(label))
-                one.choices[one.label]
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+                one = Choice(str(prompt), [str(choice) for choice in choices], range(len(choices)).index(int(label)))
+            except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number} needs an object with {columns}, got {line[:60]!r}") from error
             yield one
 
@@ -133,30 +142,35 @@ def _fields(row: Any, columns: list[str]) -> Any:
 
 def _conll(path: str, columns: list[str]) -> Iterator[tuple[list[str], list[str]]]:
     """Sentences: tokens and labels, one pair a line (Tjong Kim Sang and De Meulder 2003)."""
-    token, label = (int(column) for column in columns)
+    try:
+        token, label = (int(column) for column in columns)
+    except ValueError as error:
+        raise ValueError(f"conll needs the numbers of two columns, got {','.join(columns)!r}") from error
     for block in _blocks(path):
         rows = [(number, line, line.split("\t") if "\t" in line else line.split()) for number, line in block]
         rows = [row for row in rows if row[2][0] != "-DOCSTART-"]
         for number, line, cells in rows:
-            if len(cells) < 2:
-                raise ValueError(f"{path}, line {number} needs a token and a label, got {line[:60]!r}")
+            if not all(-len(cells) <= column < len(cells) for column in (token, label)) or len(cells) < 2:
+                raise ValueError(
+                    f"{path}, line {number} needs a token and a label in columns {token} and {label}, got {line[:60]!r}"
+                )
         if rows:
             yield [cells[token] for *_, cells in rows], [cells[label] for *_, cells in rows]
 
 
 def squad_articles(path: str) -> Iterator[tuple[str, list[Question]]]:
     """The title of each article ("" where it has none) and its questions."""
-    with open_text(path) as file:
-        try:
-            for article in json.load(file)["data"]:
-                questions = []
-                for paragraph in article["paragraphs"]:
-                    for one in paragraph["qas"]:
-                        answers = [(answer["text"], int(answer["answer_start"])) for answer in one["answers"]]
-                        questions.append(Question(str(one["id"]), one["question"], paragraph["context"], answers))
-                yield str(article.get("title", "")), questions
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not in SQuAD's form: {type(error).__name__} {error}") from error
+    (text,) = _text(path, [])
+    try:
+        for article in json.loads(text)["data"]:
+            questions = []
+            for paragraph in article["paragraphs"]:
+                for one in paragraph["qas"]:
+                    answers = [(answer["text"], int(answer["answer_start"])) for answer in one["answers"]]
+                    questions.append(Question(str(one["id"]), one["question"], paragraph["context"], answers))
+            yield str(article.get("title", "")), questions
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not in SQuAD's form: {type(error).__name__} {error}") from error
 
 
 def _squad(path: str, columns: list[str]) -> Iterator[Question]:
@@ -210,11 +224,15 @@ class Files:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: more or fewer columns than the reader takes.
     """
 
     def __init__(self, reader: str, where: str, columns: str | None = None):
         self.reader = READERS[reader]
-        self.columns = [name.strip() for name in (columns or self.reader.columns or "").split(",")]
+        own = (self.reader.columns or "").split(",")
+        self.columns = own if columns is None else [name.strip() for name in columns.split(",")]
+        if len(self.columns) != len(own):
+            raise ValueError(f"{reader} takes {len(own)} columns, as {self.reader.columns!r}, got columns={columns!r}.")
         self.paths = [where] if reader.startswith("tfds") else sorted(glob.glob(where, recursive=True))
         self.changes: list[Callable[[list], list]] = []
         if not self.paths:

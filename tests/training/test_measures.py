@@ -23,6 +23,11 @@ def test_bleu_and_chrf_are_sacrebleus_with_the_signatures_that_name_them():
     assert "nc:6" in values["chrf_signature"] and "nw:0" in values["chrf_signature"]
 
 
+def test_nothing_is_not_measured():
+    with pytest.raises(ValueError, match="What is measured needs one example or more, got 0"):
+        measures.majority([])
+
+
 def test_tokenized_bleu_counts_what_stands_between_blanks():
     tokens = ["a", "cat", "sat", "on", "the", "mat", "."]
     answer, target = " ".join([*tokens[:3], "in", *tokens[4:]]), " ".join(tokens)

@@ -75,7 +75,11 @@ def test_columns_are_chosen_by_number_or_by_name(name, content, columns, expecte
         ("jsonl-lines", '{"text": 1}\n[', None, r"file, line 2 needs an object with \['text'\], got '\['"),
         ("jsonl-lines", '{"x": 1}', None, r"file, line 1 needs an object with \['text'\]"),
         ("jsonl-lines", "7", None, r"file, line 1 needs an object with \['text'\], got '7'"),
-        ("conll", "a B\nc\n", None, r"file, line 2 needs a token and a label, got 'c'"),
+        ("conll", "a B\nc\n", None, r"file, line 2 needs a token and a label in columns 0 and -1, got 'c'"),
+        ("conll", "a B\n", "0,2", r"file, line 1 needs a token and a label in columns 0 and 2, got 'a B'"),
+        ("conll", "a B\n", "word,tag", r"conll needs the numbers of two columns, got 'word,tag'"),
+        ("tsv-pairs", "a\tb\n", "0", r"tsv-pairs takes 2 columns, as '0,1', got columns='0'"),
+        ("jsonl-choices", '{"prompt": "a", "choices": ["b"], "label": -1}', None, r"file, line 1 needs an object with"),
         ("squad", "{", None, r"file is not in SQuAD's form: JSONDecodeError"),
         ("squad", '{"data": [{}]}', None, r"file is not in SQuAD's form: KeyError 'paragraphs'"),
     ],
@@ -84,6 +88,15 @@ def test_what_does_not_fit_is_named_with_its_file_and_line(name, content, column
     (tmp_path / "file").write_text(content)
     with pytest.raises(ValueError, match=message):
         list(Files(name, str(tmp_path / "file"), columns))
+
+
+@pytest.mark.parametrize("name", ["text-lines", "text-running", "squad"])
+def test_a_gzip_file_that_breaks_off_or_is_none_is_named(name, tmp_path):
+    whole = gzip.compress(b'{"data": []}' * 997)
+    for content in (whole[:-9], whole[:11] + b"\xff" * 9 + whole[20:], b"plain"):
+        (tmp_path / "a.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.gz is no whole gzip file: "):
+            list(Files(name, str(tmp_path / "a.gz")))
 
 
 def test_a_missing_file_and_an_empty_one_are_errors(tmp_path):
