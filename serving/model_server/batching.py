@@ -19,6 +19,7 @@ from serving.model_server.errors import Code, StatusError, invalid
 from serving.model_server.model_config import parse_text
 
 Arrays = Sequence[np.ndarray]
+Call = Callable[[Arrays, float | None], Arrays]
 POOL_NAME = "model_server_batch_threads"
 PER_MODEL_FILE = "batching_params.pbtxt"
 
@@ -116,7 +117,7 @@ class _Queue:
     """The batches of one signature that wait; only the last one takes more rows."""
 
     parameters: BatchingParameters
-    call: Callable[[Arrays], Arrays]
+    call: Call
     batches: deque[_Batch] = field(default_factory=deque)
 
     def due(self) -> float:
@@ -147,16 +148,17 @@ class Batcher:
         self,
         key: Hashable,
         parameters: BatchingParameters,
-        call: Callable[[Arrays], Arrays],
+        call: Call,
         feeds: Arrays,
         deadline: float | None = None,
     ) -> list[np.ndarray]:
-        """What `call(feeds)` answers, together with others under the same key.
+        """What `call` answers to the feeds, together with others under the same key.
 
         Args:
             key: calls with the same key may be merged.
             parameters: the same for a key.
-            call: arrays -> arrays, rows along the first axis of each.
+            call: arrays -> arrays, rows along the first axis of each; also gets the latest deadline of its callers, or
+                None where one has none.
             feeds: one array an input, all with the same number of rows.
             deadline: on the clock of time.monotonic: what is not begun by then is not run.
 
@@ -169,7 +171,7 @@ class Batcher:
         if rows > parameters.max_batch_size:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {parameters.max_batch_size}")
         if rows == 0:
-            return list(call(feeds))
+            return list(call(feeds, deadline))
         monitoring.INPUT_BATCH_SIZE.observe(rows)
         with self._changed:
             tasks = self._enqueue(key, parameters, call, feeds, rows, deadline)
@@ -315,14 +317,17 @@ def _answer(queue: _Queue, tasks: list[_Task]) -> None:
         padded = queue.parameters.padded(rows)
         monitoring.PROCESSED_BATCH_SIZE.observe(padded)
         monitoring.PADDING_SIZE.observe(padded - rows, str(padded))
-        outputs = queue.call(merge([task.feeds for task in tasks], queue.parameters))
+        deadlines = [task.deadline for task in tasks]
+        latest = None if None in deadlines else max(deadline for deadline in deadlines if deadline is not None)
+        outputs = queue.call(merge([task.feeds for task in tasks], queue.parameters), latest)
         answers = _split(outputs, [task.rows for task in tasks], queue.parameters)
     except BaseException as error:
         if len(tasks) == 1:
             tasks[0].answer.set_exception(error)
             return
         for task in tasks:
-            _answer(queue, [task])
+            if not task.is_late():
+                _answer(queue, [task])
         return
     for task, answer in zip(tasks, answers):
         task.answer.set_result(answer)

@@ -35,6 +35,11 @@ _CONSTANTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # holds the interpreter, so one that went back would let every other caller wait.
 _LENIENT = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|\bInf\b|-NaN\b', re.DOTALL)
 
+# An escape: a pair of surrogates, half of one (the group), or any other.
+_ESCAPES = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+
 
 def parse_body(body: bytes) -> dict[str, Any]:
     """A request's body as a JSON object.
@@ -60,6 +65,9 @@ def parse_body(body: bytes) -> dict[str, Any]:
 
 def _parse_slowly(body: bytes) -> Any:
     text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    # Python would take a half for a byte that is no UTF-8, as such a byte stands in `text`.
+    if any(escape[1] for escape in _ESCAPES.finditer(text)):
+        raise invalid("JSON Parse error: The surrogate pair in string is invalid.")
     options: dict[str, Any] = {"object_pairs_hook": _first_of_each, "parse_constant": _CONSTANTS.__getitem__}
     try:
         return json.loads(text, **options)

@@ -95,7 +95,7 @@ class LoadedVersion:
             feeds: input name -> array of the signature's dtype; any shape, strings as object arrays of bytes.
             output_filter: the outputs wanted; all of them when empty.
             deadline: on the clock of time.monotonic: a run that lasts longer is broken off; one that is merged with
-                others is not begun later.
+                others is not begun later, and lasts as long as the latest of their deadlines allows.
 
         Returns:
             Output name -> array.
@@ -125,7 +125,7 @@ class LoadedVersion:
                 results = batcher.run(
                     (self, signature.name, output_filter),
                     batching,
-                    lambda merged: self._call(signature, output_filter, merged),
+                    lambda merged, latest: self._call(signature, output_filter, merged, latest),
                     arguments,
                     deadline,
                 )

@@ -23,11 +23,13 @@ class Model:
     """Doubles its rows and writes down the batches it saw; while it is held, a first call waits inside."""
 
     def __init__(self):
+        self.deadlines = []
         self.seen, self.entered, self.release = [], threading.Event(), threading.Event()
         self.release.set()
 
-    def __call__(self, feeds):
+    def __call__(self, feeds, deadline):
         self.entered.set()
+        self.deadlines.append(deadline)
         assert self.release.wait(30)
         self.seen.append(feeds[0].tolist())
         if -1 in feeds[0]:
@@ -73,6 +75,40 @@ def test_a_call_that_is_given_up_while_it_waits_is_not_run(batcher):
         assert (late.exception().code, other.result()[0].tolist()) == (Code.DEADLINE_EXCEEDED, [6])
         assert first.result()[0].tolist() == [0]
     assert model.seen == [[0], [3]]
+
+
+def test_a_batch_may_last_until_the_latest_deadline_of_its_callers(batcher):
+    model, soon = Model(), time.monotonic() + 600.0
+    for deadlines, latest in (([soon, soon + 7], soon + 7), ([soon, None], None)):
+        model.release.clear()
+        with ThreadPoolExecutor(3) as pool:
+            pool.submit(batcher.run, "key", BatchingParameters(), model, [np.array([0])])
+            assert model.entered.wait(30)
+            for deadline in deadlines:
+                pool.submit(batcher.run, "key", BatchingParameters(), model, [np.array([3])], deadline)
+            wait_until(lambda: batcher.waiting("key") == 2)
+            model.release.set()
+        assert model.seen[-1] == [3, 3] and model.deadlines[-1] == latest
+        model.entered.clear()
+
+
+def test_where_a_batch_takes_too_long_who_is_late_is_not_asked_again(batcher):
+    """The first caller's time is over when the batch that holds both fails."""
+    now, seen = time.monotonic(), []
+
+    def call(feeds, deadline):
+        seen.append(feeds[0].tolist())
+        if len(feeds[0]) > 1:
+            wait_until(lambda: time.monotonic() > now + 0.3)
+            raise StatusError(Code.DEADLINE_EXCEEDED, "too long")
+        return feeds
+
+    with ThreadPoolExecutor(2) as pool:
+        patient = BatchingParameters(max_batch_size=2, batch_timeout_micros=HOUR)
+        late = pool.submit(batcher.run, "key", patient, call, [np.array([2])], now + 0.3)
+        other = pool.submit(batcher.run, "key", patient, call, [np.array([3])])
+        assert late.exception().code == Code.DEADLINE_EXCEEDED and other.result()[0].tolist() == [3]
+    assert sorted(seen[0]) == [2, 3] and seen[1:] == [[3]]
 
 
 def test_of_a_call_that_is_answered_nothing_stays(batcher):
@@ -204,7 +240,7 @@ def test_feeds_without_common_rows_are_refused(batcher, feeds, words):
 )
 def test_an_output_without_the_rows_cannot_be_divided(batcher, output, words):
     with pytest.raises(StatusError, match=words) as refused:
-        batcher.run("key", BatchingParameters(), lambda feeds: [output], [np.ones(2)])
+        batcher.run("key", BatchingParameters(), lambda feeds, _: [output], [np.ones(2)])
     assert refused.value.code == Code.FAILED_PRECONDITION
 
 

@@ -108,6 +108,8 @@ def test_a_megabyte_of_text_is_answered(rest):
         ("text:predict", {"instances": [{"b64": "***"}]}, 400, "base64"),
         ("text:predict", {"instances": [{"b64": 3}]}, 400, "does not have named input: text"),
         ("text:predict", b'{"instances": ["\\ud800"]}', 400, "surrogate"),
+        ("text:predict", b'{"instances": ["a\\uDC80 \xff"]}', 400, "surrogate"),
+        ("text:predict", b'{"instances": ["\\ud83d\\ude00\\ude00"], "x": NaN}', 400, "surrogate"),
         ("text:predict", {"instances": ["a"], "signature_name": "join"}, 400, "first, second"),
         ("text:predict", {"inputs": ["a"], "signature_name": "join"}, 400, "first, second"),
         ("text:predict", {"inputs": {"first": ["a"]}, "signature_name": "join"}, 400, "Missing named input: second"),
