@@ -1,6 +1,8 @@
 """Order and company of the tests: whoever runs them on two workers should not wait at the end for one long file, nor
 make twice what two files share."""
 
+import gc
+
 import pytest
 
 # Of two files with costly session fixtures in common one worker runs both.
@@ -9,6 +11,12 @@ JOINED = {
     "tests/training/test_gpt_tasks.py": "tests/training/test_run.py",
     "tests/serving/test_answers.py": "tests/serving/test_export.py",
 }
+
+
+def pytest_collection_finish():
+    """What the imports left, over a million objects, is not looked through again at every collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

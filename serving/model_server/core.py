@@ -129,6 +129,7 @@ class ModelManager:
                 with self._lock:
                     record.state = "UNLOADING" if record.state == "AVAILABLE" else record.state
                 self._retire(record)
+        gc.collect()  # once for all versions: in a process full of objects each time takes a second
 
     @contextmanager
     def use(self, name: str, version: int | None = None, label: str | None = None) -> Iterator[LoadedVersion]:
@@ -334,7 +335,8 @@ class ModelManager:
         name, version = loaded.name, loaded.version
         loaded.close()
         del loaded
-        gc.collect()  # a graph is full of reference cycles, and its weights wait for the collector
+        if not self._stopping.is_set():
+            gc.collect()  # a graph is full of reference cycles, and its weights wait for the collector
         with self._lock:
             record.state = "END"
         logger.info("model %s: unloaded version %d", name, version)

@@ -286,7 +286,7 @@ def test_concurrent_calls_become_one_batch_in_which_one_bad_call_harms_no_other(
     start_server("text", base=tmp_path if per_model else exports, **flags)
     runs = []
     real = LoadedVersion._call
-    monkeypatch.setattr(LoadedVersion, "_call", lambda *rest: runs.append(rest[-1][0].tolist()) or real(*rest))
+    monkeypatch.setattr(LoadedVersion, "_call", lambda *rest: runs.append(rest[3][0].tolist()) or real(*rest))
     url = f"http://{HOST}:{flags['rest_api_port']}/v1/models/text:predict"
 
     def call(text):
