@@ -1,8 +1,8 @@
 """BERT's tokenizer: WordPiece.
 
 From every character of every different chunk at once, the longest token that begins there is found in a trie; then the
-ends of tokens are followed from the start of each word. There are about 130 operations however long the text, at about
-a microsecond each for one line; they cost little else until a batch has thousands of characters.
+ends of tokens are followed from the start of each word. The number of operations does not grow with the text: starting
+them is what a small batch costs (benchmarks/README.md).
 """
 
 import functools

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import keras_seq
 from keras_seq.packing import pack_task
-from training.fine_tuning import MILLI, Task, nested, shared_out
+from training.fine_tuning import LANGUAGE_MODEL, MILLI, Task, nested, shared_out
 from training.pipelines import places_of, token_rows
 from training.readers import Choice
 
@@ -62,8 +62,8 @@ def _asked(token_ids: tf.Tensor, mask: tf.Tensor, target: tf.Tensor) -> tuple:
     weight = tf.ones(tf.shape(target)[:1])
     return (
         {"token_ids": token_ids, "padding_mask": mask},
-        {"logits": target, "language_model": following},
-        {"logits": weight, "language_model": tf.cast(weights, tf.float32)},
+        {"logits": target, LANGUAGE_MODEL: following},
+        {"logits": weight, LANGUAGE_MODEL: tf.cast(weights, tf.float32)},
     )
 
 
@@ -82,7 +82,7 @@ def _classes(backbone: Any, labels: Sequence[str]) -> keras.Model:
 
 
 _FLAT, _NESTED = ("token_ids",), ("token_ids", "lengths")
-_OUTPUTS = ("logits", "language_model")
+_OUTPUTS = ("logits", LANGUAGE_MODEL)
 TASKS = {
     "gpt-classify": Task(_classes, _text_rows, (_FLAT, ("label",)), _split_flat, _OUTPUTS),
     "gpt-pairs": Task(_classes, _couple_rows, (_FLAT, ("label",)), _split_flat, _OUTPUTS),

@@ -81,6 +81,15 @@ def test_answers_are_those_of_the_model_on_what_the_library_makes_of_each_task(g
     assert there.sum() == 2 and (told[~there].max(axis=1) == 1).all()
 
 
+def test_two_texts_without_an_order_are_classified_alike_in_both(given, answers):
+    both = answers_for(answers["pair_scorer"].model, given["tokenizer"], labels=["a", "b", "c"])
+    assert both.kind == "pair_classifier"
+    text, other = tf.constant(TEXTS), tf.constant(OTHERS)
+    shares = both.probabilities(text, other)[1].numpy()
+    np.testing.assert_allclose(shares, both.probabilities(other, text)[1], atol=1e-5)
+    assert [label.decode() for label in both.classify(text, other)[0].numpy()] == ["abc"[i] for i in shares.argmax(1)]
+
+
 def test_a_long_text_is_cut_so_that_all_special_tokens_stay(answers):
     inputs, _ = answers["classifier"]._text(tf.constant([TEXTS[0] * 9]))
     both, _ = answers["pair_classifier"]._pair(tf.constant([TEXTS[0] * 9]), tf.constant([OTHERS[0] * 9]))

@@ -77,6 +77,12 @@ def test_each_task_is_fed_what_the_library_makes_of_its_token_ids(tokenizer):
             np.testing.assert_allclose(told["logits"] @ np.arange(6), scores, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "examples"), [("gpt-classify", CLASSES), ("gpt-pairs", COUPLES)])
+def test_a_label_without_an_example_to_train_on_is_named(name, examples, tokenizer):
+    with pytest.raises(ValueError, match=r"A label needs an example to train on, of other, got '(good|yes)'"):
+        fed(name, examples, ["other"], tokenizer)
+
+
 def test_what_is_too_long_keeps_its_special_tokens(tokenizer):
     size = tokenizer.vocabulary_size
     (text,) = by_row(fed("gpt-classify", [("why not " * 30, "bad")], ["bad"], tokenizer)[0])[0]
