@@ -5,11 +5,16 @@ import gc
 
 import pytest
 
-# Of two files with costly session fixtures in common one worker runs both.
+# Of files with costly session fixtures or imports in common one worker runs all.
 JOINED = {
     "tests/training/test_evaluate.py": "tests/training/test_run.py",
     "tests/training/test_gpt_tasks.py": "tests/training/test_run.py",
     "tests/serving/test_answers.py": "tests/serving/test_export.py",
+    # They import KerasHub, and with it TensorFlow beside JAX.
+    **dict.fromkeys(
+        (f"tests/keras_seq/test_{name}.py" for name in ("blocks", "gpt", "positions", "transformer")),
+        "tests/keras_seq/test_bert.py",
+    ),
 }
 
 

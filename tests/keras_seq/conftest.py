@@ -3,9 +3,14 @@ allows: 13 source and 11 target tokens, 3 rows, 5 source and 7 target positions;
 
 import functools
 import os
+import pathlib
 
 # Before JAX starts: the tests compile thousands of tiny programs and run each once or twice.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# A model that was saved and loaded gives the program that was compiled before: found on disk, also in the next run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[2] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import keras
 import numpy as np
@@ -20,6 +25,8 @@ def pytest_configure(config):
     config.addinivalue_line(
         "filterwarnings", "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
     )
+    # Half a file, of another worker that is writing it or of a run that was killed: the program is compiled again.
+    config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry:UserWarning")
 
 
 BLOCKS = {"num_layers": 2, "num_heads": 3, "hidden_dim": 6, "intermediate_dim": 7, "max_sequence_length": 17}
@@ -97,6 +104,14 @@ def _inputs(name, batch=3, source=5, target=7, seed=0):
         "decoder_token_ids": ids,
         "decoder_padding_mask": mask,
     }
+
+
+@pytest.fixture(scope="session")
+def keras_nlp():
+    """KerasHub, which imports TensorFlow beside JAX: only the worker that asks for it waits for that."""
+    import keras_nlp
+
+    return keras_nlp
 
 
 @pytest.fixture

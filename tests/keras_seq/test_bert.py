@@ -1,7 +1,6 @@
 """keras_seq.models.bert against KerasHub's backbone with the same weights, and the two models on top of it."""
 
 import keras
-import keras_nlp
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ JIT = keras.backend.backend() == "jax"  # with TensorFlow it would be XLA, which
 SIZES = {"num_layers": 2, "num_heads": 3, "hidden_dim": 6, "intermediate_dim": 7}
 
 
-def test_it_equals_keras_hubs_backbone(shared, make_inputs, copy_block, forward):
+def test_it_equals_keras_hubs_backbone(shared, make_inputs, copy_block, forward, keras_nlp):
     ours, inputs = shared("BERT"), make_inputs("BERT")
     theirs = keras_nlp.models.BertBackbone(11, 2, 3, 6, 7, max_sequence_length=17, num_segments=3)
     for name, layer in (

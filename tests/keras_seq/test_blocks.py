@@ -1,6 +1,5 @@
 """keras_seq.blocks against KerasHub's blocks with the same weights."""
 
-import keras_nlp
 import numpy as np
 import pytest
 from keras import ops
@@ -21,7 +20,7 @@ def built(block, randomized, *inputs, **options):
 
 
 @pytest.mark.parametrize("normalize_first", [False, True])
-def test_the_encoder_block_equals_keras_hubs(normalize_first, randomized, copy_block):
+def test_the_encoder_block_equals_keras_hubs(normalize_first, randomized, copy_block, keras_nlp):
     ours = built(EncoderBlock(3, 13, normalize_first=normalize_first), randomized, X)
     theirs = keras_nlp.layers.TransformerEncoder(13, 3, normalize_first=normalize_first)
     theirs(X)
@@ -33,7 +32,7 @@ def test_the_encoder_block_equals_keras_hubs(normalize_first, randomized, copy_b
 
 @pytest.mark.parametrize("normalize_first", [False, True])
 @pytest.mark.parametrize("with_memory", [False, True])
-def test_the_decoder_block_equals_keras_hubs(with_memory, normalize_first, randomized, copy_block):
+def test_the_decoder_block_equals_keras_hubs(with_memory, normalize_first, randomized, copy_block, keras_nlp):
     memory = {"memory": MEMORY} if with_memory else {}
     ours = built(DecoderBlock(3, 13, normalize_first=normalize_first), randomized, X, **memory)
     theirs = keras_nlp.layers.TransformerDecoder(13, 3, normalize_first=normalize_first)

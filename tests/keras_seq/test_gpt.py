@@ -1,7 +1,6 @@
 """keras_seq.models.gpt against KerasHub's backbone with the same weights."""
 
 import keras
-import keras_nlp
 import numpy as np
 import pytest
 
@@ -11,7 +10,7 @@ from keras_seq import GPT
 SIZES = {"num_layers": 2, "num_heads": 3, "hidden_dim": 6, "intermediate_dim": 7, "max_sequence_length": 17}
 
 
-def test_it_equals_keras_hubs_gpt2_backbone(shared, make_inputs, copy_block, forward):
+def test_it_equals_keras_hubs_gpt2_backbone(shared, make_inputs, copy_block, forward, keras_nlp):
     ours, inputs = shared("GPT"), make_inputs("GPT")
     theirs = keras_nlp.models.GPT2Backbone(11, 2, 3, 6, 7, max_sequence_length=17)
     for name, layer in (

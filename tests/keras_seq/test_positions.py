@@ -1,6 +1,5 @@
 """keras_seq.positions against the formula and against KerasHub."""
 
-import keras_nlp
 import numpy as np
 import pytest
 
@@ -18,7 +17,7 @@ def test_sines_and_cosines_equal_the_formula_at_any_positions():
         np.testing.assert_allclose(encoded[..., 2 * i + 1], np.cos(angles), atol=1e-4)
 
 
-def test_sines_and_cosines_equal_keras_hub():
+def test_sines_and_cosines_equal_keras_hub(keras_nlp):
     theirs = keras_nlp.layers.SinePositionEncoding(max_wavelength=1000)(np.zeros((1, 7, 10), "float32"))
     np.testing.assert_allclose(SinePositionEncoding(10, max_wavelength=1000)(PLACES), theirs, atol=1e-5)
 
@@ -59,7 +58,7 @@ X = np.random.default_rng(0).normal(size=(2, 3, 7, 10)).astype("float32")
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
-def test_rotation_equals_keras_hubs(factor):
+def test_rotation_equals_keras_hubs(factor, keras_nlp):
     places = np.array([[0, 1, 2, 3, 4, 5, 6], [5, 0, 501, 2, 2, 1, 7]], "int32")
     theirs = keras_nlp.layers.RotaryEmbedding(max_wavelength=1000, scaling_factor=factor, sequence_axis=2)
     ours = RotaryEmbedding(1000.0, factor)

@@ -128,8 +128,11 @@ SCORES = {
 }
 
 
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("cell", CELLS)
+# A score asks with the state's vector, which both cells have: each kind of it with one of them.
+@pytest.mark.parametrize(
+    ("cell", "score"),
+    [("lstm", "dot"), ("gru", "general"), ("lstm", "additive"), ("gru", "additive"), ("lstm", "last"), ("gru", "last")],
+)
 def test_the_decoder_step_by_step_equals_the_scan(cell, score, randomized):
     both_ways = score in ("general", "additive")
     encoded = encoder(randomized, cell=cell, num_layers=2, bidirectional=both_ways)(SOURCE, MASK)

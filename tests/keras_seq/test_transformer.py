@@ -1,6 +1,5 @@
 """keras_seq.models.transformer against KerasHub's blocks in the same order, and what is particular to it."""
 
-import keras_nlp
 import numpy as np
 import pytest
 from keras import ops
@@ -11,7 +10,9 @@ SIZES = {"num_layers": 2, "num_heads": 3, "hidden_dim": 6, "intermediate_dim": 7
 
 
 @pytest.mark.parametrize("normalize_first", [False, True])
-def test_logits_equal_keras_hubs_blocks_with_the_same_weights(normalize_first, make_inputs, randomized, copy_block):
+def test_logits_equal_keras_hubs_blocks_with_the_same_weights(
+    normalize_first, make_inputs, randomized, copy_block, keras_nlp
+):
     model, inputs = (
         randomized(Transformer(13, 11, **SIZES, normalize_first=normalize_first)),
         make_inputs("Transformer"),

@@ -52,7 +52,7 @@ def _z_first(gates):
 def check_recurrent(cell, bidirectional, arrays):
     """Outputs at real positions and last states equal torch's."""
     encoder = keras_seq.RecurrentEncoder(arrays["weight_hh_l0"].shape[1], 2, cell, bidirectional)
-    encoder(arrays["inputs"], arrays["mask"])
+    encoder.build(arrays["inputs"].shape)
     copy_recurrent(encoder, arrays)
     outputs, states = encoder(arrays["inputs"], arrays["mask"])
     mask = arrays["mask"]
