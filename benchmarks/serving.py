@@ -3,13 +3,14 @@
 python -m benchmarks.serving [--exports FOLDER] [--clients 1 8 32] [--rounds 5] [--requests 2000]
 
 Every server is a process of its own around the same SavedModel in the same kind of session: ours, ours with
---enable_batching, and an endpoint of a few lines, of grpcio's server or of Starlette on uvicorn. The callers are
-threads with a connection each, here; all servers are asked in turn, A B C A B C ..., so that a noisy minute strikes all
-alike.
+--enable_batching, and an endpoint of a few lines, of grpcio's server or of Starlette on uvicorn, in its loop or in its
+threads. The callers are threads with a connection each, here; all servers are asked in turn, A B C A B C ..., so that a
+noisy minute strikes all alike.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -28,7 +29,10 @@ MODEL = "model"
 TEXT = "the small cat that you see sleeps in the old house"
 BATCHING = "max_batch_size { value: 32 } batch_timeout_micros { value: 1000 } num_batch_threads { value: 2 }"
 THREADS = 64  # more calls at once than this are refused by TensorFlow Serving's gRPC, and by ours
-SERVERS = {"rest": ["ours", "ours, batching", "Starlette"], "grpc": ["ours", "ours, batching", "grpcio"]}
+SERVERS = {
+    "rest": ["ours", "ours, batching", "Starlette", "Starlette, a thread a call"],
+    "grpc": ["ours", "ours, batching", "grpcio"],
+}
 
 
 def save_half_plus_two(folder):
@@ -59,7 +63,9 @@ def serve(kind, transport, folder, pipe):
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    start = {"grpcio": _serve_grpcio, "Starlette": _serve_starlette}.get(kind, _serve_ours)
+    starlette_of_threads = functools.partial(_serve_starlette, in_loop=False)
+    bare = {"grpcio": _serve_grpcio, "Starlette": _serve_starlette, "Starlette, a thread a call": starlette_of_threads}
+    start = bare.get(kind, _serve_ours)
     stop = start(folder, port, transport, "batching" in kind)
     pipe.send(port)
     pipe.recv()
@@ -103,10 +109,11 @@ def _serve_grpcio(folder, port, transport, is_batching):
     return lambda: server.stop(None).wait()
 
 
-def _serve_starlette(folder, port, transport, is_batching):
+def _serve_starlette(folder, port, transport, is_batching, in_loop=True):
     import numpy as np
     import uvicorn
     from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
@@ -123,10 +130,10 @@ def _serve_starlette(folder, port, transport, is_batching):
             return {"predictions": columns[0]}
         return {"predictions": [dict(zip(outputs, row)) for row in zip(*columns)]}
 
-    # A plain function would get one of Starlette's threads, which costs more; an endpoint that lets a model run in the
-    # loop is the leanest there is, and holds up all other callers meanwhile.
+    # An endpoint that lets a model run in the loop is the leanest there is, and holds up all other callers meanwhile.
     async def endpoint(request):
-        return JSONResponse(predict(await request.body()))
+        body = await request.body()
+        return JSONResponse(predict(body) if in_loop else await run_in_threadpool(predict, body))
 
     app = Starlette(routes=[Route("/v1/models/model:predict", endpoint, methods=["POST"])])
     server = uvicorn.Server(uvicorn.Config(app, HOST, port, log_config=None, access_log=False, lifespan="off"))
