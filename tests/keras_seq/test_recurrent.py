@@ -128,7 +128,7 @@ SCORES = {
 }
 
 
-# A score asks with the state's vector, which both cells have: each kind of it with one of them.
+# A score asks with one vector of the state, whichever cell made it: not every pair of the two.
 @pytest.mark.parametrize(
     ("cell", "score"),
     [("lstm", "dot"), ("gru", "general"), ("lstm", "additive"), ("gru", "additive"), ("lstm", "last"), ("gru", "last")],
