@@ -1,4 +1,5 @@
 import asyncio
+import select
 import socket
 import threading
 import time
@@ -79,6 +80,28 @@ def test_headers_that_drip_are_closed(connection):
             break
     else:
         pytest.fail("the connection is still open")
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"GET /",
+        HEAD,
+        HEAD + b"X-Long: ",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Trailer: ",
+    ],
+    ids=["first line", "headers", "one header", "trailers"],
+)
+def test_a_head_without_end_is_refused_after_64_kib(connection, begun):
+    piece = b"X-Y: z\r\n" * 128 if begun == HEAD else b"a" * 1024
+    connection.sendall(begun)
+    time.sleep(SECONDS / 6)  # so that what comes with a body's last piece is not taken for it
+    connection.sendall(piece * 63)
+    time.sleep(SECONDS / 6)
+    assert not select.select([connection], [], [], 0)[0]
+    connection.sendall(piece * 2)
+    answer = rest_of(connection)
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request") and b"at most 65536 bytes" in answer
 
 
 def test_work_that_takes_longer_than_that_is_answered(connection):
