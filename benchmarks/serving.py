@@ -3,9 +3,9 @@
 python -m benchmarks.serving [--exports FOLDER] [--clients 1 8 32] [--rounds 5] [--requests 2000]
 
 Every server is a process of its own around the same SavedModel in the same kind of session: ours, ours with
---enable_batching, and an endpoint of a few lines, of grpcio's server or of Starlette on uvicorn, in its loop or in its
-threads. The callers are threads with a connection each, here; all servers are asked in turn, A B C A B C ..., so that a
-noisy minute strikes all alike.
+--enable_batching, and an endpoint of a few lines: of grpcio's server; of Starlette in uvicorn's loop, with the parser
+that ours uses and with h11; of FastAPI, whose plain functions get a thread a call. The callers are threads with a
+connection each, here; all servers are asked in turn, A B C A B C ..., so that a noisy minute strikes all alike.
 """
 
 import argparse
@@ -26,11 +26,12 @@ from benchmarks.turns import RESULTS
 
 HOST = "127.0.0.1"
 MODEL = "model"
+PATH = f"/v1/models/{MODEL}:predict"
 TEXT = "the small cat that you see sleeps in the old house"
 BATCHING = "max_batch_size { value: 32 } batch_timeout_micros { value: 1000 } num_batch_threads { value: 2 }"
 THREADS = 64  # more calls at once than this are refused by TensorFlow Serving's gRPC, and by ours
 SERVERS = {
-    "rest": ["ours", "ours, batching", "Starlette", "Starlette, a thread a call"],
+    "rest": ["ours", "ours, batching", "Starlette", "Starlette on h11", "FastAPI"],
     "grpc": ["ours", "ours, batching", "grpcio"],
 }
 
@@ -63,8 +64,12 @@ def serve(kind, transport, folder, pipe):
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    starlette_of_threads = functools.partial(_serve_starlette, in_loop=False)
-    bare = {"grpcio": _serve_grpcio, "Starlette": _serve_starlette, "Starlette, a thread a call": starlette_of_threads}
+    bare = {
+        "grpcio": _serve_grpcio,
+        "Starlette": functools.partial(_serve_http, _starlette, "httptools"),
+        "Starlette on h11": functools.partial(_serve_http, _starlette, "h11"),
+        "FastAPI": functools.partial(_serve_http, _fastapi, "httptools"),
+    }
     start = bare.get(kind, _serve_ours)
     stop = start(folder, port, transport, "batching" in kind)
     pipe.send(port)
@@ -109,34 +114,56 @@ def _serve_grpcio(folder, port, transport, is_batching):
     return lambda: server.stop(None).wait()
 
 
-def _serve_starlette(folder, port, transport, is_batching, in_loop=True):
+def _predict_of(folder):
+    """The model as a plain function: the body of a request as JSON -> that of its answer."""
     import numpy as np
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
-    from starlette.responses import JSONResponse
-    from starlette.routing import Route
 
     function, _, dtype = function_of(folder)
 
     def plain(array):
         return [item.decode() for item in array] if array.dtype.kind == "O" else array.tolist()
 
-    def predict(request_body):
-        instances = json.loads(request_body)["instances"]
+    def predict(body):
+        instances = body["instances"]
         outputs = function(np.array([item.encode() for item in instances] if dtype.kind == "O" else instances, dtype))
         columns = [plain(array) for array in outputs.values()]
         if len(columns) == 1:
             return {"predictions": columns[0]}
         return {"predictions": [dict(zip(outputs, row)) for row in zip(*columns)]}
 
+    return predict
+
+
+def _starlette(predict):
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
     # An endpoint that lets a model run in the loop is the leanest there is, and holds up all other callers meanwhile.
     async def endpoint(request):
-        body = await request.body()
-        return JSONResponse(predict(body) if in_loop else await run_in_threadpool(predict, body))
+        return JSONResponse(predict(json.loads(await request.body())))
 
-    app = Starlette(routes=[Route("/v1/models/model:predict", endpoint, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, HOST, port, log_config=None, access_log=False, lifespan="off"))
+    return Starlette(routes=[Route(PATH, endpoint, methods=["POST"])])
+
+
+def _fastapi(predict):
+    import fastapi
+
+    app = fastapi.FastAPI()
+
+    @app.post(PATH)
+    def endpoint(body: dict) -> dict:
+        return predict(body)
+
+    return app
+
+
+def _serve_http(make_app, parser, folder, port, transport, is_batching):
+    import uvicorn
+
+    app = make_app(_predict_of(folder))
+    options = {"log_config": None, "access_log": False, "lifespan": "off", "http": parser}
+    server = uvicorn.Server(uvicorn.Config(app, HOST, port, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -153,7 +180,7 @@ def rest_caller(port, folder):
     """A function that sends one request over its own kept connection, and waits for the answer."""
     dtype = function_of(folder)[2]
     body = json.dumps({"instances": [TEXT] if dtype.kind == "O" else [1.0, 2.0, 5.0]}).encode()
-    head = f"POST /v1/models/{MODEL}:predict HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+    head = f"POST {PATH} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
     request = head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
     def connect():
