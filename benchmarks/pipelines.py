@@ -1,6 +1,6 @@
 """Real tokens a second in training: our batches and model against padded batches through ours and through KerasHub's.
 
-    KERAS_SEQ_DATA=... python -m benchmarks.pipelines [--rounds 5] [--pairs 2048]
+    KERAS_SEQ_DATA=... python -m benchmarks.pipelines [--rounds 3] [--pairs 1024]
 
 Every contestant trains a Transformer of the same sizes on the same pairs of Multi30k, as the same ids, one pass a turn;
 so the ratio of the times is that of the real tokens a second, however many places each pads.
@@ -110,8 +110,8 @@ def keras_hub(count, length=None):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=1024)
     options = parser.parse_args()
     count = {"count": options.pairs}
     contestants = {
