@@ -124,3 +124,48 @@ def test_who_does_not_read_the_answer_is_cut_off(running, connection):
     while running.server_state.connections and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not running.server_state.connections
+
+
+OFFERS = [
+    "Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA",
+    "keep-alive, upgrade\r\nupgrade: websocket",
+]
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("cut", [1, 40, len(HEAD) + 12, -5, -1])
+def test_who_offers_another_protocol_is_answered_in_this_one(connection, offer, cut):
+    first = HEAD + b"Connection: " + offer.encode() + b"\r\n\r\nabc"
+    chunked = HEAD.replace(b"Content-Length: 3", b"Transfer-Encoding: chunked") + b"Connection: close\r\n"
+    both = first + chunked + b"Upgrade: h2c\r\n\r\n2\r\nde\r\n0\r\n\r\n"
+    for piece in (both[:cut], both[cut:]):
+        connection.sendall(piece)
+        time.sleep(SECONDS / 30)
+    answers = rest_of(connection).split(b"HTTP/1.1 200 OK\r\n")
+    assert [answer[-3:] for answer in answers[1:]] == [b"abc", b"\nde"]
+
+
+@pytest.mark.parametrize("target", [b"example.com:80", b"/", b"example.com:99999"])
+def test_a_tunnel_is_refused(connection, target):
+    connection.sendall(b"CONNECT " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert rest_of(connection).startswith(b"HTTP/1.1 400 Bad Request")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b"GARBAGE\r\n\r\n", b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\nz\r\n"],
+    ids=["first line", "chunk"],
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_cannot_be_read_is_refused_after_the_answers_to_what_came_before_it(connection, broken, count):
+    connection.sendall((HEAD + b"\r\nabc") * count + broken)
+    first, *answers, refusal = rest_of(connection).split(b"HTTP/1.1 ")
+    assert first == b"" and [answer[-3:] for answer in answers] == [b"abc"] * count
+    assert refusal.startswith(b"400 Bad Request")
+
+
+@pytest.mark.parametrize(("version", "lines"), [(b"1.0", 1), (b"1.1", 2)])
+def test_only_http_1_1_hears_that_its_body_is_awaited(connection, version, lines):
+    head = HEAD.replace(b"1.1", version) + b"Expect: 100-continue\r\nConnection: close\r\n\r\n"
+    connection.sendall(head + b"abc")
+    assert rest_of(connection).count(b"HTTP/1.1 ") == lines
