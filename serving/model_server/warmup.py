@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf import message
 from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.model_server import examples, tensors
@@ -24,8 +25,8 @@ def warm_up(loaded: LoadedVersion, iterations: int = 1) -> int:
         How many there were.
 
     Raises:
-        StatusError: the code of the first request that fails; INVALID_ARGUMENT for more than 1000, UNIMPLEMENTED for a
-            kind that is not replayed, DATA_LOSS for a damaged file.
+        StatusError: the code of the first request that fails; INVALID_ARGUMENT for more than 1000, or for
+            a record that is none, UNIMPLEMENTED for a kind that is not replayed, DATA_LOSS for a damaged file.
     """
     count = 0
     try:
@@ -46,7 +47,10 @@ def warm_up(loaded: LoadedVersion, iterations: int = 1) -> int:
 def _logs(path: Path) -> Iterator[prediction_log_pb2.PredictionLog]:
     if path.is_file():
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            yield prediction_log_pb2.PredictionLog.FromString(record)
+            try:
+                yield prediction_log_pb2.PredictionLog.FromString(record)
+            except message.DecodeError as error:
+                raise invalid(f"Failed to parse warmup record, which is a PredictionLog: {record[:64]!r}") from error
 
 
 def _predict(loaded: LoadedVersion, request) -> None:

@@ -53,7 +53,7 @@ def test_each_request_is_run_as_often_as_asked(half):
 
 def test_a_request_that_fails_fails_the_warm_up(half):
     write(half.path, [predict([1.0]), predict(["a"], "string")])
-    with pytest.raises(StatusError, match="after 2 records: Input 'x' takes float, got string"):
+    with pytest.raises(StatusError, match="after 2 records: Input 'x' is expected to be float but string is provided"):
         warm_up(half)
     write(half.path, [predict([1.0])] * 1001)
     with pytest.raises(StatusError, match="at most 1000 records"):
@@ -63,8 +63,18 @@ def test_a_request_that_fails_fails_the_warm_up(half):
 def test_a_cut_file_fails_the_warm_up(half):
     write(half.path, [predict([1.0])])
     (half.path / WARMUP_FILE).write_bytes((half.path / WARMUP_FILE).read_bytes()[:-3])
-    with pytest.raises(StatusError, match="tf_serving_warmup_requests, after 0 records"):
+    with pytest.raises(StatusError, match="tf_serving_warmup_requests, after 0 records") as refused:
         warm_up(half)
+    assert refused.value.code == Code.DATA_LOSS
+
+
+def test_a_record_that_is_no_prediction_log_fails_the_warm_up(half):
+    write(half.path, [])
+    with tf.io.TFRecordWriter(str(half.path / WARMUP_FILE)) as writer:
+        writer.write(b"malformed")
+    with pytest.raises(StatusError, match="Failed to parse warmup record") as refused:
+        warm_up(half)
+    assert refused.value.code == Code.INVALID_ARGUMENT
 
 
 def test_every_kind_of_inference_is_replayed_and_no_other(tmp_path, save_examples, monkeypatch):
