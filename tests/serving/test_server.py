@@ -1,5 +1,6 @@
 import dataclasses
 import http.client
+import itertools
 import json
 import shutil
 import signal
@@ -123,15 +124,16 @@ def test_a_host_that_there_is_not_is_refused_by_its_name(start_server, free_port
         start_server("half", host=host, rest_api_port=free_port())
 
 
-def test_both_apis_answer_on_an_ipv6_address(start_server, free_port):
+@pytest.mark.parametrize(("host", "asked"), [("::1", ["::1"]), ("0.0.0.0", ["::1", HOST])])
+def test_both_apis_answer_on_an_ipv6_address_as_on_all(start_server, free_port, host, asked):
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no IPv6")
     ports = free_port(), free_port()
-    start_server("half", host="::1", port=ports[0], rest_api_port=ports[1])
-    for transport in ("rest", "grpc"):
-        with Client("::1", *ports, transport=transport) as client:
+    start_server("half", host=host, port=ports[0], rest_api_port=ports[1])
+    for address, transport in itertools.product(asked, ("rest", "grpc")):
+        with Client(address, *ports, transport=transport) as client:
             assert client.predict("half", [[2.0]]) == {"y": [[3.0]]}
 
 
