@@ -64,6 +64,11 @@ class Counter(_Metric):
         with self._lock:
             return self._values.get(labels, 0)
 
+    def values(self) -> list[int]:
+        """In the order of their labels."""
+        with self._lock:
+            return [value for _, value in sorted(self._values.items())]
+
     def _lines(self, values, value):
         return [self._line("", values, value)]
 
@@ -123,6 +128,13 @@ def page() -> bytes:
     """All metrics of this process in Prometheus' text format."""
     lines = [line for metric in sorted(METRICS, key=lambda one: one.name) for line in metric.lines()]
     return ("\n".join(lines) + "\n").encode()
+
+
+def count(name: str) -> int:
+    """A counter's value, its first one where it has labels; 0 for any other name, as TensorFlow Serving has it."""
+    wanted = Counter(name).name
+    values = (metric.values() for metric in METRICS if metric.name == wanted and isinstance(metric, Counter))
+    return next(iter(next(values, [])), 0)
 
 
 def microseconds_since(started: float) -> int:
@@ -209,7 +221,7 @@ class RestMonitor:
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        if self.path and scope["path"] == self.path and scope["method"] == "GET":
+        if self.path and scope["path"] == self.path:
             return await _send_page(send)
         call = self.CALL.fullmatch(scope["path"])
         if not call:

@@ -98,7 +98,7 @@ def answer(
         if method == "GET" and info:
             if info["name"] is None:
                 raise invalid("Missing model name in request.")
-            return (_metadata if info["metadata"] else _status)(manager, _model_key(info))
+            return (_metadata if info["metadata"] == "/metadata" else _status)(manager, _model_key(info))
         raise invalid(f"Malformed request: {method} {path}")
     except StatusError:
         raise

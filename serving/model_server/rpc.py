@@ -22,7 +22,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.model_server import examples, tensors
+from serving.model_server import examples, monitoring, tensors
 from serving.model_server.core import ModelManager, VersionRecord
 from serving.model_server.errors import StatusError, as_status, invalid
 from serving.model_server.loaded import LoadedVersion
@@ -150,12 +150,15 @@ def get_model_status(manager: ModelManager, request) -> get_model_status_pb2.Get
 
 
 def reload_config(manager: ModelManager, request) -> model_management_pb2.ReloadConfigResponse:
-    """Serves what the request's config lists from now on. Raises: StatusError."""
+    """Serves what the request's config lists from now on; tells how the counters it names grew. Raises: StatusError."""
     if request.config.WhichOneof("config") != "model_config_list":
         raise invalid("HandleReloadConfigRequest takes a ModelServerConfig with a model_config_list only.")
+    before = {name: monitoring.count(name) for name in request.metric_names}
     manager.reload(request.config)
     response = model_management_pb2.ReloadConfigResponse()
     response.status.error_code = 0
+    for name, count in before.items():
+        response.metric.add(name=name, int64_value_increase=monitoring.count(name) - count)
     return response
 
 

@@ -124,6 +124,16 @@ def test_loading_and_warming_up_are_counted_by_path(server, exports):
     assert monitoring.WARMUP_LATENCY.value(path, "OK")[0] >= 1
 
 
+def test_a_counter_is_found_by_its_name_in_tensorflow(monkeypatch):
+    counter = monitoring.Counter("/own/count", "label")
+    monkeypatch.setattr(monitoring, "METRICS", [*monitoring.METRICS, counter])
+    assert monitoring.count("/own/count") == 0
+    counter.add("b", amount=3)
+    counter.add("a", amount=2)
+    assert monitoring.count("/own/count") == 2
+    assert monitoring.count("/own/nothing") == monitoring.count("/tensorflow/serving/request_latency") == 0
+
+
 def run_asgi(app, scope):
     sent = []
 
@@ -156,6 +166,7 @@ def test_the_page_is_answered_at_its_path_and_nowhere_without_one():
 
     start, body = run_asgi(RestMonitor(inner, "/metrics", known), {"path": "/metrics"})
     assert start["status"] == 200 and body["body"].startswith(b"# TYPE :")
+    assert run_asgi(RestMonitor(inner, "/metrics", known), {"path": "/metrics", "method": "POST"})[0]["status"] == 200
     (start,) = run_asgi(RestMonitor(inner, "", known), {"path": "/metrics"})
     assert start["status"] == 500
     lost = monitoring.REQUEST_COUNT.value("m", "DATA_LOSS")

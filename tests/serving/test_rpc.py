@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -20,7 +21,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.model_server import tensors
+from serving.model_server import monitoring, rpc, tensors
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +130,12 @@ def test_a_version_is_named_by_number_or_label(prediction):
         (make_request("half", {"x": np.float32([1])}, "nix"), "FAILED_PRECONDITION", '"nix" not found'),
         (make_request("half", {}), "INVALID_ARGUMENT", "Missing but required: {x}"),
         (make_request("half", {"x": np.float32([1]), "z": [1]}), "INVALID_ARGUMENT", "Sent extra: {z}"),
-        (make_request("half", {"x": ["a"]}), "INVALID_ARGUMENT", "'x' takes float, got string"),
+        (make_request("half", {"x": ["a"]}), "INVALID_ARGUMENT", "'x' is expected to be float but string is provided"),
         (predict_pb2.PredictRequest(), "INVALID_ARGUMENT", "Missing ModelSpec"),
         (
             make_request("half", {"x": np.float32([1])}, output_filter=["y", "y"]),
             "INVALID_ARGUMENT",
-            "duplicate output",
+            "duplicate output tensor alias: y",
         ),
         (make_request("examples", {"scale": np.float32([1])}, "with_default"), "INVALID_ARGUMENT", "required: {x}"),
         (
@@ -269,7 +270,7 @@ def test_a_signature_that_does_not_classify_is_refused(prediction, signature, co
         ("regress_named_wrong", "FAILED_PRECONDITION", 'an output "outputs"'),
         ("regress_wide", "INVALID_ARGUMENT", "got float [1, 2]"),
         ("regress_double", "INVALID_ARGUMENT", "got double [1, 1]"),
-        ("regress_other_input", "INVALID_ARGUMENT", "'inputs' takes float, got string"),
+        ("regress_other_input", "INVALID_ARGUMENT", "'inputs' is expected to be float but string is provided"),
     ],
 )
 def test_a_signature_that_does_not_regress_is_refused(prediction, signature, code, words):
@@ -316,7 +317,7 @@ def test_tasks_that_do_not_go_together_are_refused(prediction):
         (tasks(("regress_x_to_y", "rank")), "UNIMPLEMENTED", "Unsupported signature method_name"),
         (tasks(("regress_x_to_y", "classify")), "FAILED_PRECONDITION", "Classify needs an input"),
         (tasks(regress, ("regress_other_input", "regress")), "INVALID_ARGUMENT", "Input tensor must be the same"),
-        (tasks(("nix", "regress")), "INVALID_ARGUMENT", "nix"),
+        (tasks(("nix", "regress")), "INVALID_ARGUMENT", "signature not found: nix"),
         (tasks(regress, model="nix"), "NOT_FOUND", "Latest(nix)"),
     ):
         got, message = refusal(prediction.MultiInference, request)
@@ -374,7 +375,13 @@ def test_a_configuration_sent_is_served_from_then_on(flagged_server):
         prediction = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         old = make_request("half", {"x": np.float32([2.0])}, version=2)
         assert refusal(prediction.Predict, old)[0] == "NOT_FOUND"
-        assert models.HandleReloadConfigRequest(config, timeout=60).status.error_code == 0
+        config.metric_names.extend(["/tensorflow/core/graph_runs", "/own/nothing"])
+        answer = models.HandleReloadConfigRequest(config, timeout=60)
+        assert answer.status.error_code == 0
+        assert [(one.name, one.int64_value_increase) for one in answer.metric] == [
+            ("/tensorflow/core/graph_runs", 0),
+            ("/own/nothing", 0),
+        ]
         assert prediction.Predict(old, timeout=30).model_spec.version.value == 2
         entry.version_labels["canary"] = 3
         assert models.HandleReloadConfigRequest(config, timeout=60).status.error_code == 0
@@ -385,6 +392,17 @@ def test_a_configuration_sent_is_served_from_then_on(flagged_server):
         empty = model_management_pb2.ReloadConfigRequest()
         assert refusal(models.HandleReloadConfigRequest, empty)[0] == "INVALID_ARGUMENT"
         assert prediction.Predict(canary, timeout=30).model_spec.version.value == 3
+
+
+def test_a_reload_tells_how_the_counters_it_names_grew(monkeypatch):
+    counter = monitoring.Counter("/own/reloads")
+    counter.add(amount=2)
+    monkeypatch.setattr(monitoring, "METRICS", [counter])
+    manager = SimpleNamespace(reload=lambda config: counter.add(amount=3))
+    request = model_management_pb2.ReloadConfigRequest(metric_names=["/own/reloads", "/own/nothing"])
+    request.config.model_config_list.SetInParent()
+    grown = {one.name: one.int64_value_increase for one in rpc.reload_config(manager, request).metric}
+    assert grown == {"/own/reloads": 3, "/own/nothing": 0}
 
 
 def test_health_is_answered_under_its_flag_only(channel, flagged_server):
