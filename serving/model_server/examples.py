@@ -193,7 +193,10 @@ def _task_signature(loaded: LoadedVersion, model: str, task: inference_pb2.Infer
         raise invalid(f"All tasks must access the same model name, got {model!r} and {task.model_spec.name!r}.")
     if task.method_name not in (CLASSIFY_METHOD, REGRESS_METHOD):
         raise StatusError(Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
-    signature = find_signature(loaded, task.model_spec.signature_name, task.method_name)
+    name = task.model_spec.signature_name or DEFAULT_SIGNATURE
+    if name not in loaded.signatures:
+        raise invalid(f"Task's signature not found: {name}. There are {in_braces(loaded.signatures)}.")
+    signature = find_signature(loaded, name, task.method_name)
     (check_classify if task.method_name == CLASSIFY_METHOD else check_regress)(signature)
     return signature
 

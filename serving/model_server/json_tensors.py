@@ -87,7 +87,7 @@ def signature_name(request: Mapping[str, Any]) -> str:
     """The request's "signature_name", or "" when it has none."""
     name = request.get("signature_name", "")
     if not isinstance(name, str):
-        raise invalid(f"'signature_name' key must be a string value, got {kind_of(name)}.")
+        raise invalid(f"'signature_name' key must be a string value. It is {kind_of(name)}.")
     return name
 
 

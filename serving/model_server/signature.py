@@ -43,7 +43,8 @@ def check_feeds(signature: Signature, feeds: Mapping[str, np.ndarray]) -> None:
         )
     for name, spec in signature.inputs.items():
         if feeds[name].dtype != spec.dtype:
-            raise invalid(f"Input {name!r} takes {type_name(spec.dtype)}, got {type_name(feeds[name].dtype)}.")
+            given = type_name(feeds[name].dtype)
+            raise invalid(f"Input {name!r} is expected to be {type_name(spec.dtype)} but {given} is provided.")
 
 
 def check_filter(signature: Signature, output_filter: tuple[str, ...]) -> None:
@@ -55,7 +56,8 @@ def check_filter(signature: Signature, output_filter: tuple[str, ...]) -> None:
                 f"{in_braces(signature.outputs)}."
             )
     if len(set(output_filter)) != len(output_filter):
-        raise invalid(f"duplicate output tensor alias: an output_filter names each once, got {list(output_filter)}.")
+        twice = next(name for name in output_filter if output_filter.count(name) > 1)
+        raise invalid(f"duplicate output tensor alias: {twice}. An output_filter names each output once.")
 
 
 def type_name(dtype: np.dtype) -> str:
@@ -64,5 +66,5 @@ def type_name(dtype: np.dtype) -> str:
 
 
 def in_braces(names: Iterable[str]) -> str:
-    """{a, b}: a set of names in a message."""
-    return "{" + ", ".join(sorted(names)) + "}"
+    """{a,b}: a set of names in a message."""
+    return "{" + ",".join(sorted(names)) + "}"

@@ -79,11 +79,11 @@ def test_wrong_feeds_are_refused_by_name(half, text):
     with pytest.raises(StatusError, match=r"Missing but required: {x}. Sent extra: {z}") as refused:
         half.run(half.signature(), {"z": np.zeros(1, np.float32)})
     assert refused.value.code == Code.INVALID_ARGUMENT
-    with pytest.raises(StatusError, match="'x' takes float, got int64"):
+    with pytest.raises(StatusError, match="'x' is expected to be float but int64 is provided"):
         half.run(half.signature(), {"x": np.zeros(1, np.int64)})
-    with pytest.raises(StatusError, match=r"nix .* in the set {joined, length}"):
+    with pytest.raises(StatusError, match=r"nix .* in the set {joined,length}"):
         text.run(text.signature("join"), {"first": strings(b"a"), "second": strings(b"b")}, ("nix",))
-    with pytest.raises(StatusError, match=r"names each once, got \['length', 'length'\]"):
+    with pytest.raises(StatusError, match="duplicate output tensor alias: length"):
         text.run(text.signature("join"), {"first": strings(b"a"), "second": strings(b"b")}, ("length", "length"))
 
 

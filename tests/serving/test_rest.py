@@ -102,7 +102,12 @@ def test_a_megabyte_of_text_is_answered(rest):
         ("half:predict", {"instances": [{"z": 1.0}]}, 400, "does not have named input: x"),
         ("half:predict", {"instances": [{"x": 1.0, "z": 1.0}]}, 400, "keys must be equal to: x"),
         ("half:predict", {"instances": [1.0], "signature_name": "nix"}, 400, '"nix" not found'),
-        ("half:predict", {"instances": [1.0], "signature_name": 3}, 400, "'signature_name' key must be a string value"),
+        (
+            "half:predict",
+            {"instances": [1.0], "signature_name": 3},
+            400,
+            "'signature_name' key must be a string value.",
+        ),
         ("half:predict", {"instances": [[1.0]], "signature_name": "__saved_model_init_op"}, 400, "not found"),
         ("text:predict", {"instances": [3]}, 400, "is not of expected type: string"),
         ("text:predict", {"instances": [{"b64": "***"}]}, 400, "base64"),
@@ -110,8 +115,8 @@ def test_a_megabyte_of_text_is_answered(rest):
         ("text:predict", b'{"instances": ["\\ud800"]}', 400, "surrogate"),
         ("text:predict", b'{"instances": ["a\\uDC80 \xff"]}', 400, "surrogate"),
         ("text:predict", b'{"instances": ["\\ud83d\\ude00\\ude00"], "x": NaN}', 400, "surrogate"),
-        ("text:predict", {"instances": ["a"], "signature_name": "join"}, 400, "first, second"),
-        ("text:predict", {"inputs": ["a"], "signature_name": "join"}, 400, "first, second"),
+        ("text:predict", {"instances": ["a"], "signature_name": "join"}, 400, "{first,second}"),
+        ("text:predict", {"inputs": ["a"], "signature_name": "join"}, 400, "{first,second}"),
         ("text:predict", {"inputs": {"first": ["a"]}, "signature_name": "join"}, 400, "Missing named input: second"),
         ("text:predict", {"inputs": {"first": ["a", "b"], "second": ["c"] * 3}, "signature_name": "join"}, 400, "hape"),
         ("text:predict", {"instances": ["x"], "signature_name": "number"}, 400, "StringToNumber"),
@@ -268,6 +273,7 @@ def test_status_names_state_and_error(rest):
     entry = {"version": "3", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
     for path in ("half", "half/versions/3", "half/labels/stable"):
         assert ask(rest, path, b"", "GET") == (200, {"model_version_status": [entry]})
+    assert ask(rest, "half/METADATA", b"", "GET") == (200, {"model_version_status": [entry]})
     assert ask(rest, "nix", b"", "GET")[0] == 404
     assert ask(rest, "half/versions/7", b"", "GET")[0] == 404
 
