@@ -214,6 +214,7 @@ def create_server(
         # Without this a second server could share the port and take half of the calls.
         "grpc.so_reuseport": 0,
     }
+    logging.getLogger("grpc._common").addFilter(_without_traceback)
     server = grpc.server(
         ThreadPoolExecutor(max_threads, thread_name_prefix="grpc"),
         options=list((options | dict(channel_arguments or {})).items()),
@@ -225,6 +226,12 @@ def create_server(
     if has_health:
         health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     return server
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """For the lines of grpc about messages that do not parse: their callers are at fault, not the program."""
+    record.exc_info = None
+    return True
 
 
 def _fill_spec(spec: model_pb2.ModelSpec, loaded: LoadedVersion, signature_name: str) -> None:

@@ -448,6 +448,12 @@ def test_no_tensor_makes_the_server_fail(prediction, proto, signature, output_fi
         assert refused.code().name == "INVALID_ARGUMENT", refused.details()
 
 
+def test_bytes_that_are_no_message_are_refused_in_a_line_of_the_log(channel, caplog):
+    predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    assert refusal(predict, b"\xff\xff")[0] == "INTERNAL"
+    assert [(line.name, line.exc_info) for line in caplog.records] == [("grpc._common", None)]
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=50), st.sampled_from(["regress_x_to_y", "classify_both"]))
 def test_no_example_makes_the_server_fail(prediction, raw, signature):
