@@ -33,14 +33,16 @@ class _Parser(httptools.HttpRequestParser):
 class ImpatientProtocol(HttpToolsProtocol):
     """A connection is closed `SECONDS` after it owed something: all headers of a request, more of its body, reading.
 
-    While its request is worked on it owes nothing, however long that takes. More than `MAX_HEAD_BYTES` that are not a
-    body's, trailers too, are answered 400. So is what cannot be read, once the requests before it are answered. An
-    offer to upgrade, as Java's client makes one with its first request, is left: the request is one of HTTP/1.1.
+    While its request is worked on it owes nothing, however long that takes, and after the answer it may rest as long:
+    who keeps connections finds them open, as balancers of load expect, longer than uvicorn's 5 seconds. More than
+    `MAX_HEAD_BYTES` that are not a body's, trailers too, are answered 400. So is what cannot be read, once the requests
+    before it are answered. An offer to upgrade, as Java's client makes one with its first request, is left: the request
+    is one of HTTP/1.1.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.parser = _Parser(self)
+        self.parser, self.timeout_keep_alive = _Parser(self), SECONDS  # type: ignore[assignment]
         self._owing_since, self._unsent = self.loop.time(), 0
         self._look_again = self.loop.call_later(SECONDS, self._look)
         self._head_bytes, self._has_more = 0, False
@@ -97,7 +99,7 @@ class ImpatientProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def on_response_complete(self) -> None:
-        is_last = not self.pipeline
+        is_last, self._owing_since = not self.pipeline, self.loop.time()
         super().on_response_complete()
         if is_last and self._refusal and not self.transport.is_closing():
             super().send_400_response(self._refusal)

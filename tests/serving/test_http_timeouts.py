@@ -23,6 +23,8 @@ async def app(scope, receive, send):
         body += message["body"]
     if body == b"nap":
         await asyncio.sleep(3 * SECONDS)
+    if body == b"dip":
+        await asyncio.sleep(1.5 * SECONDS)
     answer = b"x" * 20_000_000 if body == b"big" else body
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(answer))]})
     await send({"type": "http.response.body", "body": answer})
@@ -107,6 +109,15 @@ def test_a_head_without_end_is_refused_after_64_kib(connection, begun):
 def test_work_that_takes_longer_than_that_is_answered(connection):
     connection.sendall(HEAD + b"Connection: close\r\n\r\nnap")
     assert rest_of(connection).endswith(b"\r\n\r\nnap")
+
+
+def test_a_connection_may_rest_as_long_after_its_answer(running, connection):
+    connection.sendall(HEAD + b"\r\ndip")
+    assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+    started = time.monotonic()
+    assert {resting.timeout_keep_alive for resting in running.server_state.connections} == {SECONDS}
+    assert rest_of(connection) in (b"", b"dip")
+    assert time.monotonic() - started >= SECONDS * 0.9
 
 
 def test_a_body_may_take_longer_than_that_in_pieces(connection):
