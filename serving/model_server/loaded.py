@@ -26,6 +26,7 @@ from serving.model_server.signature import (
 )
 
 INIT_SIGNATURE = "__saved_model_init_op"
+_HANDLES = (tf.resource, tf.variant)  # what stays within the graph
 METHOD_NAMES = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
 
 
@@ -195,6 +196,9 @@ class LoadedVersion:
                 [spec.tensor for spec in signature.inputs.values()],
                 [signature.outputs[one].tensor for one in names],
             )
+            for name, tensor in zip(names, map(graph.get_tensor_by_name, tensors[1])):
+                if tensor.dtype in _HANDLES:  # NumPy would be given the bytes of a pointer
+                    raise StatusError(Code.UNIMPLEMENTED, f"Output {name!r} is a {tensor.dtype.name}, no tensor.")
             ends = tuple([graph.get_tensor_by_name(one)._as_tf_output() for one in side] for side in tensors)
             self._known_ends[signature.name, names] = ends
         return ends
@@ -277,4 +281,6 @@ def _signature(name: str, proto: meta_graph_pb2.SignatureDef) -> Signature:
 
 def _spec(info: meta_graph_pb2.TensorInfo) -> TensorSpec:
     shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
-    return TensorSpec(info.name, np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype), shape)
+    # A sparse or ragged tensor has no name and no dtype of its own: a model that has one is loaded, and it is refused.
+    kind = tf.as_dtype(info.dtype or tf.variant)
+    return TensorSpec(info.name, np.dtype(np.void if kind in _HANDLES else kind.as_numpy_dtype), shape)

@@ -93,6 +93,31 @@ def test_an_unknown_signature_is_a_failed_precondition(half):
     assert refused.value.code == Code.FAILED_PRECONDITION
 
 
+def test_a_signature_that_answers_no_tensor_harms_no_other_and_one_may_ask_for_none(tmp_path):
+    import tensorflow as tf
+
+    def signature(**outputs):
+        infos = {name: tf.compat.v1.saved_model.utils.build_tensor_info(tensor) for name, tensor in outputs.items()}
+        return tf.compat.v1.saved_model.build_signature_def({}, infos, "tensorflow/serving/predict")
+
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        counter = tf.compat.v1.Variable(0.0, use_resource=False)
+        signatures = {"increase": signature(count=counter.assign_add(1.0))}
+        signatures["handle"] = signature(handle=tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[]))
+        signatures["ragged"] = signature(rows=tf.ragged.constant([[1.0], [2.0, 3.0]]))
+        session.run(counter.initializer)
+        builder = tf.compat.v1.saved_model.Builder(str(tmp_path / "1"))
+        builder.add_meta_graph_and_variables(session, ["serve"], signatures)
+        builder.save()
+    loaded = LoadedVersion(tmp_path / "1")
+    assert [loaded.run(loaded.signature("increase"), {})["count"].tolist() for _ in range(3)] == [1.0, 2.0, 3.0]
+    for name, code in (("handle", Code.UNIMPLEMENTED), ("ragged", Code.INVALID_ARGUMENT)):
+        with pytest.raises(StatusError) as refused:
+            loaded.run(loaded.signature(name), {})
+        assert refused.value.code == code
+    loaded.close()
+
+
 def test_an_operation_that_fails_keeps_its_code(text):
     with pytest.raises(StatusError, match="StringToNumber") as failed:
         text.run(text.signature("number"), {"text": strings(b"x")})
