@@ -54,6 +54,9 @@ class ImpatientProtocol(HttpToolsProtocol):
         if self.expect_100_continue and self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # it knows no answer before the answer
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0" and self.parser.should_keep_alive():  # as `ab -k` asks for it
+            self.cycle.keep_alive = True
+            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"keep-alive")]
 
     def on_body(self, body: bytes) -> None:
         self._has_more = True

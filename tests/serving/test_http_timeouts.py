@@ -175,6 +175,14 @@ def test_what_cannot_be_read_is_refused_after_the_answers_to_what_came_before_it
     assert refusal.startswith(b"400 Bad Request")
 
 
+def test_a_connection_of_http_1_0_is_kept_where_that_is_asked(connection):
+    head = HEAD.replace(b"1.1", b"1.0")
+    connection.sendall(head + b"Connection: Keep-Alive\r\n\r\nabc" + head + b"\r\ndef")
+    kept, closed = rest_of(connection).split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert kept.endswith(b"abc") and b"connection: keep-alive\r\n" in kept
+    assert closed.endswith(b"def") and b"connection: close\r\n" in closed
+
+
 @pytest.mark.parametrize(("version", "lines"), [(b"1.0", 1), (b"1.1", 2)])
 def test_only_http_1_1_hears_that_its_body_is_awaited(connection, version, lines):
     head = HEAD.replace(b"1.1", version) + b"Expect: 100-continue\r\nConnection: close\r\n\r\n"
