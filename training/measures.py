@@ -88,17 +88,18 @@ def majority(truths: Sequence[Hashable]) -> list[Hashable]:
 def entities(labels: Sequence[str]) -> set[Entity]:
     """The entities of a sentence labelled B-TYPE, I-TYPE, O, read as the CoNLL-2003 shared task's scorer does.
 
-    An entity begins at B, and at an I whose type is not that of the token before.
+    An entity begins at B, and at an I whose type is not that of the token before. Where the last token of an entity is
+    labelled E- (or L-) and a single one S- (or U-), an entity also ends there.
     """
-    parts = [(label[:1], label[2:]) if label[:2] in ("B-", "I-") else ("O", "") for label in labels]
+    parts = [(label[:1], label[2:]) if label[1:2] == "-" and label[0] in "BIELSU" else ("O", "") for label in labels]
     begins = [
-        kind == "B" or (kind == "I" and (before[0] == "O" or before[1] != name))
+        kind in "BSU" or (kind in "IEL" and (before[0] in "OELSU" or before[1] != name))
         for before, (kind, name) in pairwise([("O", ""), *parts])
     ]
     found, starts = set(), [i for i, begin in enumerate(begins) if begin]
     for start in starts:
         end = start + 1
-        while end < len(parts) and parts[end][0] == "I" and not begins[end]:
+        while end < len(parts) and parts[end][0] in "IEL" and not begins[end]:
             end += 1
         found.add((parts[start][1], start, end))
     return found

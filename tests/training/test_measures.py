@@ -119,6 +119,24 @@ def test_entities_begin_at_b_and_where_the_type_changes(labels, expected):
     assert measures.entities(labels.split()) == entities_by_pattern(labels.split()) == expected
 
 
+@pytest.mark.parametrize("letters", ["BIES", "BILU"])
+def test_entities_are_the_same_where_their_ends_and_single_tokens_have_letters_of_their_own(letters):
+    """Each run of a type as B I, with the last token's and the only one's letters changed."""
+    begin, inside, last, single = letters
+    draw, expected, rows = random.Random(7), [], []
+    for _ in range(101):
+        plain, marked = [], []
+        for _ in range(draw.randint(1, 5)):
+            name, size = draw.choice(["x", "y", ""]), draw.randint(1, 3)
+            plain += [f"{'I' if i else 'B'}-{name}" if name else "O" for i in range(size)]
+            ends = [single] if size == 1 else [begin, *[inside] * (size - 2), last]
+            marked += [f"{letter}-{name}" if name else "O" for letter in ends]
+        expected.append(measures.entities(plain))
+        rows.append(measures.entities(marked))
+    assert rows == expected
+    assert measures.entities([f"{last}-x", f"{inside}-x"]) == {("x", 0, 1), ("x", 1, 2)}
+
+
 def test_entity_f1_is_that_of_another_way_of_finding_and_counting_them():
     draw = random.Random(7)
     labels = ["O", "O", "B-x", "I-x", "B-y", "I-y"]
