@@ -15,12 +15,12 @@ def write_beside(path: Path, write: Callable[[Path], Any]) -> None:
     What a failed `write` has made is removed: on a full disk it would be in the way of everything else.
     """
     beside = path.with_name(f".partial.{path.name}")
-    _remove(beside)
+    remove(beside)
     try:
         write(beside)
         _flush(beside)
     except BaseException:
-        _remove(beside)
+        remove(beside)
         raise
     if path.is_dir():  # a folder cannot be replaced: the old one steps aside
         old = path.with_name(f".old.{path.name}")
@@ -32,7 +32,22 @@ def write_beside(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(beside, path)
 
 
-def _remove(path: Path) -> None:
+def reserve(path: Path, size: int) -> None:
+    """Makes sure that there is room for a file of `size` bytes, by making it so large; its content is nothing.
+
+    Raises:
+        OSError: there is not.
+    """
+    with open(path, "wb") as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: {size:,} bytes are needed", str(path)) from error
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import time
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_seq
-from training.checkpointing import Checkpoints, average, folders, token_means
+from training.checkpointing import Checkpoints, average, folders, save_weights, token_means
 from training.optimizers import optimizer
 
 
@@ -110,6 +111,34 @@ def test_a_full_disk_loses_no_good_checkpoint(conftest, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == whole
     kept_for(recipe, model, tmp_path).restore(model)
     np.testing.assert_array_equal(model.get_weights()[0], good[0])
+
+
+def test_what_has_no_room_is_an_error_of_python_and_not_of_hdf5(conftest, tmp_path):
+    """On a disk that is really full HDF5 ends the process: it cannot close what it could not write."""
+    model = tiny(conftest.tiny_recipe("gpt"))
+    save_weights(model, tmp_path / "whole.weights.h5")
+    size = (tmp_path / "whole.weights.h5").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: [\d,]+ bytes are needed: .*less\.weights\.h5"):
+            save_weights(model, tmp_path / "less.weights.h5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("name", ["model.weights.h5", "state.npz", "state.json"])
+@pytest.mark.parametrize("content", [b"", b"{}", None])
+def test_a_broken_checkpoint_is_named(name, content, conftest, tmp_path):
+    recipe = conftest.tiny_recipe("gpt")
+    model = tiny(recipe)
+    kept = kept_for(recipe, model, tmp_path)
+    kept.step = 9
+    kept.save()
+    file = tmp_path / "checkpoints" / "step-9" / name
+    file.write_bytes(file.read_bytes()[:-9] if content is None else content)
+    with pytest.raises(ValueError, match=r"The checkpoint .*step-9 is broken: .*Without it --resume goes on from"):
+        kept_for(recipe, model, tmp_path).restore(model)
 
 
 def test_weights_that_are_not_finite_are_never_a_checkpoint(conftest, tmp_path):
