@@ -218,4 +218,6 @@ def _files(recipe: Any, split: str, count: int | None, seed: int) -> Any:
     if recipe.stream and split == "train":
         return files
     examples = list(itertools.islice(files, None if files.reader.kind == "text" else count))
+    if not examples:
+        raise ValueError(f"There is no example in {recipe.files[split]}, the files of {split}.")
     return "\n".join(examples)[:count] if files.reader.kind == "text" else examples

@@ -91,6 +91,8 @@ def labels_of(kind: str, examples: Iterable) -> list[str] | None:
         return sorted({label for _, _, label in examples})
     if kind == "scored":
         scores = [float(score) for _, _, score in examples]
+        if min(scores) == max(scores):
+            raise ValueError(f"Scores to learn from need two values or more, got {scores[0]} alone.")
         return [str(i) for i in range(int(np.floor(min(scores))), int(np.ceil(max(scores))) + 1)]
     return None
 
@@ -195,6 +197,11 @@ def _tokens_of(one: Question, starts: np.ndarray, ends: np.ndarray) -> tuple[int
     if not one.answers:
         return -1, -1
     text, character = one.answers[0]
+    if not 0 <= character <= len(one.context) - len(text):
+        raise ValueError(
+            f"An answer needs its place in the context of {len(one.context)} characters, got answer_start={character} "
+            f"for {text[:60]!r} of question {one.id!r}."
+        )
     begin = len(one.context[:character].encode())
     inside = np.flatnonzero((ends > begin) & (starts < begin + len(text.encode())))
     return (int(inside[0]), int(inside[-1])) if len(inside) else (-1, -1)

@@ -10,6 +10,7 @@ import gzip
 import importlib.util
 import itertools
 import json
+import math
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -47,9 +48,10 @@ class Choice(NamedTuple):
 
 
 def open_text(path: str) -> Any:
-    """A text file, unpacked if it is gzip; what is no UTF-8 becomes U+FFFD, as in the tokenizers."""
+    """A text file, unpacked if it is gzip, without the byte order mark that some editors put first; what is no UTF-8
+    becomes U+FFFD, as in the tokenizers."""
     opener = gzip.open if str(path).endswith(".gz") else open
-    return opener(path, "rt", encoding="utf-8", errors="replace", newline="\n")
+    return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="\n")
 
 
 def lines(path: str) -> Iterator[tuple[int, str]]:
@@ -107,6 +109,16 @@ def _tsv(path: str, columns: list[str]) -> Iterator[tuple[str, ...]]:
             yield tuple(cells[place] for place in places)
 
 
+def _scored(path: str, columns: list[str]) -> Iterator[tuple[str, ...]]:
+    """Two texts and a number."""
+    for first, second, score in _tsv(path, columns):
+        with contextlib.suppress(ValueError):
+            if math.isfinite(float(score)):
+                yield first, second, score
+                continue
+        raise ValueError(f"{path} needs a number in column {columns[2]}, got {score!r} beside {first[:60]!r}")
+
+
 def _jsonl(path: str, columns: list[str]) -> Iterator[Any]:
     for number, line in lines(path):
         if line.strip():
@@ -123,6 +135,8 @@ def _jsonl_choices(path: str, columns: list[str]) -> Iterator[Choice]:
         if line.strip():
             try:
                 prompt, choices, label = (json.loads(line)[column] for column in columns)
+                if not isinstance(choices, list):
+                    raise TypeError(f"choices is {type(choices).__name__}")
                 one = Choice(str(prompt), [str(choice) for choice in choices], range(len(choices)).index(int(label)))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number} needs an object with {columns}, got {line[:60]!r}") from error
@@ -136,6 +150,8 @@ def _fields(row: Any, columns: list[str]) -> Any:
         value = row
         for name in column.split("."):
             value = value[name]
+        if value is None or isinstance(value, dict | list):  # as text they would be words: "None"
+            raise TypeError(f"{column} is {type(value).__name__}")
         values.append(value.decode() if isinstance(value, bytes) else str(value))
     return values[0] if len(values) == 1 else tuple(values)
 
@@ -201,7 +217,7 @@ READERS = {
     "tsv-pairs": Reader("pairs", _tsv, "0,1"),
     "tsv-labelled": Reader("labelled", _tsv, "0,1"),
     "tsv-couples": Reader("couples", _tsv, "0,1,2"),
-    "tsv-scored": Reader("scored", _tsv, "0,1,2"),
+    "tsv-scored": Reader("scored", _scored, "0,1,2"),
     "jsonl-lines": Reader("lines", _jsonl, "text"),
     "jsonl-pairs": Reader("pairs", _jsonl, "source,target"),
     "jsonl-labelled": Reader("labelled", _jsonl, "text,label"),

@@ -197,6 +197,13 @@ def test_files_of_ones_own_are_a_corpus_with_its_splits(own):
     assert corpora.corpus_of(own.replace(corpus="grammar-pairs", files={})) is CORPORA["grammar-pairs"]
 
 
+def test_a_split_without_an_example_is_named(own, tmp_path):
+    (tmp_path / "empty").write_text("\n")
+    recipe = own.replace(**{"files.validation": str(tmp_path / "empty")})
+    with pytest.raises(ValueError, match=r"There is no example in .*empty, the files of validation"):
+        corpora.corpus_of(recipe).read("validation", None, 0)
+
+
 def test_a_stream_is_of_the_training_files_alone(own):
     read = corpora.corpus_of(own.replace(stream=True, columns="1,0")).read
     assert list(read("train", 5, 3)) == [(f"w{i}", f"train {i}") for i in range(17)]

@@ -78,6 +78,20 @@ def test_a_byte_pair_that_begins_with_the_blank_before_a_word_is_the_words_first
         assert starts[piece] <= begin < ends[piece] and all(ends[:piece] <= begin)
 
 
+@pytest.mark.parametrize("place", [-1, 6])
+def test_an_answer_that_lies_outside_its_context_is_named(place, tokenizer):
+    question = Question("q7", "who ?", "the dog", [("dog", place)])
+    with pytest.raises(
+        ValueError, match=rf"context of 7 characters, got answer_start={place} for 'dog' of question 'q7'"
+    ):
+        list(batches(TASKS["bert-spans"], [question], (), tokenizer, 32, 100))
+
+
+def test_scores_of_one_value_teach_nothing():
+    with pytest.raises(ValueError, match=r"need two values or more, got 3\.0 alone"):
+        labels_of("scored", [("a", "b", "3"), ("a", "c", "3")])
+
+
 def test_a_window_asks_for_the_answer_it_holds_and_others_for_none(tokenizer):
     inputs, targets, _ = one_batch("bert-spans", QUESTIONS, (), tokenizer)
     asked = {tuple(tokenizer.tokenize(one.question).numpy()[:13]): one for one in QUESTIONS}

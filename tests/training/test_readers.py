@@ -80,6 +80,11 @@ def test_columns_are_chosen_by_number_or_by_name(name, content, columns, expecte
         ("conll", "a B\n", "word,tag", r"conll needs the numbers of two columns, got 'word,tag'"),
         ("tsv-pairs", "a\tb\n", "0", r"tsv-pairs takes 2 columns, as '0,1', got columns='0'"),
         ("jsonl-choices", '{"prompt": "a", "choices": ["b"], "label": -1}', None, r"file, line 1 needs an object with"),
+        ("jsonl-choices", '{"prompt": "a", "choices": "bc", "label": 1}', None, r"file, line 1 needs an object with"),
+        ("jsonl-labelled", '{"text": null, "label": 1}', None, r"file, line 1 needs an object with"),
+        ("jsonl-labelled", '{"text": {"en": "a"}, "label": 1}', None, r"file, line 1 needs an object with"),
+        ("tsv-scored", "a\tb\t1\na\tc\tnan\n", None, r"file needs a number in column 2, got 'nan' beside 'a'"),
+        ("tsv-scored", "a\tb\thigh\n", None, r"file needs a number in column 2, got 'high' beside 'a'"),
         ("squad", "{", None, r"file is not in SQuAD's form: JSONDecodeError"),
         ("squad", '{"data": [{}]}', None, r"file is not in SQuAD's form: KeyError 'paragraphs'"),
     ],
@@ -105,6 +110,15 @@ def test_a_missing_file_and_an_empty_one_are_errors(tmp_path):
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(ValueError, match=r"There is no example in .*empty"):
         next(Files("text-lines", str(tmp_path / "empty")).pools(7, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"), [("tsv-labelled", "text,label"), ("jsonl-labelled", None), ("conll", None)]
+)
+def test_a_byte_order_mark_is_no_part_of_the_first_line(name, columns, tmp_path):
+    content = {"tsv-labelled": "text\tlabel\na\tO\n", "jsonl-labelled": '{"text": "a", "label": "O"}', "conll": "a O\n"}
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbf" + content[name].encode())
+    assert list(Files(name, str(tmp_path / "file"), columns)) == [(["a"], ["O"]) if name == "conll" else ("a", "O")]
 
 
 def test_bytes_that_are_no_text_become_the_replacement_character(tmp_path):
