@@ -29,19 +29,37 @@ RECIPE = {
     "learning_rate": 0.01,
     # Most gradients are clipped: the norm must be that of the sum.
     "clip_norm": 0.1,
+    "checkpoint_steps": 4,
 }
 TWO_CPUS = """
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 """
+# The first fit ends after its fifth step, behind the checkpoint of the fourth, which lies amid an epoch.
+KILLED = """
+import contextlib, json, os, sys
+from training import run
+from training.recipes import Recipe
+class Killed(run.Progress):
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, logs)
+        if self.done == 5:
+            raise KeyboardInterrupt
+whole, run.Progress = run.Progress, Killed
+out, strategy = json.loads(sys.argv[2])[0]
+with contextlib.suppress(KeyboardInterrupt):
+    run.fit(Recipe.from_dict(json.loads(sys.argv[1])), out, progress=False, strategy=strategy)
+assert os.listdir(os.path.join(out, "checkpoints")) == ["step-4"]
+run.Progress = whole
+"""
 FIT = """
-import json, sys
+import json, os, sys
 from training import run
 from training.recipes import Recipe
 recipe = Recipe.from_dict(json.loads(sys.argv[1]))
 for out, strategy in json.loads(sys.argv[2]):
-    run.fit(recipe, out, progress=False, strategy=strategy)
+    run.fit(recipe, out, os.path.exists(out), progress=False, strategy=strategy)
 """
 
 
@@ -95,8 +113,8 @@ def assert_the_same_run(folder, one):
 
 
 @pytest.mark.slow
-def test_mirrored_on_two_cpus_equals_one(data, one, tmp_path):
-    finish(start(data, TWO_CPUS, [(tmp_path / "two", "mirrored")]))
+def test_mirrored_on_two_cpus_interrupted_and_resumed_equals_one_without_a_stop(data, one, tmp_path):
+    finish(start(data, TWO_CPUS + KILLED, [(tmp_path / "two", "mirrored")]))
     assert_the_same_run(tmp_path / "two", one)
 
 
