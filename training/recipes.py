@@ -54,7 +54,8 @@ class Recipe:
         min_frequency: how often a token must occur in the training examples.
         lowercase: lower-case the text.
         max_sequence_length: positions; longer text is cut.
-        train_examples: examples read (None: all; of the built-in corpus 100,000).
+        train_examples: examples read (None: all; of the built-in corpus 100,000); of a stream, all of which is read,
+            those its vocabulary is trained on (None: 200,000).
         evaluate_examples: examples of the validation and test split that are used (None: all).
         steps: training steps, batches.
         steps_per_epoch: steps between two validations and checkpoints.
@@ -177,11 +178,16 @@ class Recipe:
             )
 
     def check_model(self) -> "Recipe":
-        """The recipe itself, once every key of `model` is known to the constructor (this imports the models)."""
+        """The recipe itself, once every key of `model` is known to the constructor and those that it needs are there
+        (this imports the models)."""
         known = model_arguments(self.architecture)
         for name in self.model:
             if name not in known:
                 raise RecipeError(_unknown(f"model argument of {self.architecture}", name, known))
+        missing = [name for name, default in known.items() if default is inspect.Parameter.empty]
+        missing = [name for name in missing if name not in self.model]
+        if missing and self.start_from is None:
+            raise RecipeError(f"The model of {self.architecture} needs {missing}, got model={dict(self.model)!r}.")
         return self
 
     def replace(self, **changes: Any) -> "Recipe":
@@ -219,12 +225,12 @@ class Recipe:
 MAY_BE_ZERO = {"seed", "language_model_weight", "final_learning_rate", "label_smoothing", "weight_decay"}
 
 
-def model_arguments(architecture: str) -> list[str]:
-    """The names a recipe's `model` may hold: the constructor's, less what the recipe itself decides."""
+def model_arguments(architecture: str) -> dict[str, Any]:
+    """The names a recipe's `model` may hold, with their defaults: the constructor's, less what the recipe decides."""
     decided = {"self", "kwargs", "vocabulary_size", "source_vocabulary_size", "target_vocabulary_size"}
     decided |= {"max_sequence_length", "dtype"}
     parameters = inspect.signature(model_class(architecture)).parameters
-    return [name for name in parameters if name not in decided]
+    return {name: one.default for name, one in parameters.items() if name not in decided}
 
 
 def model_class(architecture: str) -> type:
@@ -304,6 +310,7 @@ def _typed(name: str, value: Any) -> Any:
         kind = f"{kind}, a number"
     accepted = {"str": str, "bool": bool}.get(kind, Mapping if "Mapping" in kind else None)
     if accepted is None or not isinstance(value, accepted):
+        kind = "mapping of keys to values" if accepted is Mapping else kind
         raise RecipeError(f"A recipe needs {name} of type {kind}, got {name}={value!r}.")
     return value
 

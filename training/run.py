@@ -5,13 +5,14 @@ resume from, history.csv, metrics.json, and model.keras once it is done. Each fi
 place.
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
 import shutil
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from training import fine_tuning, gpt_tasks, pipelines, strategies
 from training.checkpointing import Checkpoints
 from training.corpora import corpus_of
 from training.feed import Feed, reason
-from training.files import read_json, write_beside, write_json
+from training.files import read_json, remove, write_beside, write_json
 from training.optimizers import optimizer
 from training.progress import Progress
 from training.readers import Files
@@ -34,6 +35,7 @@ from training.strategies import ONE_DEVICE, OneDevice
 from training.watch import Watch
 
 SAMPLE = 200_000  # examples of a stream
+BEGINNING = ("recipe.json", "tokenizer", "target_tokenizer", "labels.txt")
 TASKS = {**fine_tuning.TASKS, **gpt_tasks.TASKS}
 
 
@@ -61,6 +63,7 @@ def load_run(folder: str | Path) -> Run:
         if not (folder / name).exists():
             raise FileNotFoundError(f"A finished run has {name}, which is not in {folder}.")
     recipe = Recipe.from_dict(read_json(folder / "recipe.json"))
+    _check_saved(folder)
     model = keras.saving.load_model(folder / "model.keras")
     compile_model(recipe, model)
     return Run(folder, recipe, model, *_tokenizers(folder), _labels(folder))
@@ -128,7 +131,7 @@ def build_model(recipe: Recipe, tokenizer: Any, target_tokenizer: Any, labels: l
                 arguments["max_sequence_length"] = recipe.max_sequence_length
             return cls(tokenizer.vocabulary_size, target_tokenizer.vocabulary_size, **arguments)
         model = cls(tokenizer.vocabulary_size, max_sequence_length=recipe.max_sequence_length, **arguments)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError) as error:
         raise RecipeError(f"The recipe's model={dict(recipe.model)} does not fit {cls.__name__}: {error}") from error
     if kind == "gpt":
         return model
@@ -266,15 +269,12 @@ def _fit(recipe: Recipe, folder: Path, resume: bool, progress: bool, tensorboard
     examples = read("train", recipe.train_examples, recipe.seed)
     validation = read("validation", recipe.evaluate_examples, recipe.seed + 1)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "recipe.json").exists():
-        _train_tokenizers(recipe, _sample(recipe, examples), folder)
-        if (labels := fine_tuning.labels_of(corpus_of(recipe).kind, examples)) is not None:  # all of a stream, once
-            names = "".join(f"{name}\n" for name in labels)
-            write_beside(folder / "labels.txt", lambda beside: beside.write_text(names, "utf-8"))
-        write_json(folder / "recipe.json", recipe.to_dict())
+    if fresh := not (folder / "recipe.json").exists():
+        _begin(recipe, folder, examples)
     tokenizers, labels = _tokenizers(folder), _labels(folder)
     with devices.scope():
-        model = build_model(recipe, *tokenizers, labels)
+        with _taken_back(folder, fresh):
+            model = build_model(recipe, *tokenizers, labels)
         run = Run(folder, recipe, model, *tokenizers, labels)
         trained = model.packed_model if recipe.pack_documents else model
         compile_model(recipe, trained, devices)
@@ -290,6 +290,28 @@ def _fit(recipe: Recipe, folder: Path, resume: bool, progress: bool, tensorboard
     write_beside(folder / "model.keras", plain.save)
     devices.meet()
     return run if devices is ONE_DEVICE else run._replace(model=plain)
+
+
+def _begin(recipe: Recipe, folder: Path, examples: Any) -> None:
+    """Writes what a run has before its first step: tokenizers, labels, and last of all the recipe."""
+    _train_tokenizers(recipe, _sample(recipe, examples), folder)
+    if (labels := fine_tuning.labels_of(corpus_of(recipe).kind, examples)) is not None:  # all of a stream, once
+        if broken := [name for name in labels if "\n" in name]:
+            raise ValueError(f"A label needs to be one line, got {broken[0]!r}.")
+        names = "".join(f"{name}\n" for name in labels)
+        write_beside(folder / "labels.txt", lambda beside: beside.write_text(names, "utf-8"))
+    write_json(folder / "recipe.json", recipe.to_dict())
+
+
+@contextlib.contextmanager
+def _taken_back(folder: Path, fresh: bool) -> Iterator[None]:
+    """Removes what `_begin` wrote where no model can be made: the recipe is to be mended, and fit again."""
+    try:
+        yield
+    except ValueError:
+        for name in BEGINNING if fresh else ():
+            remove(folder / name)
+        raise
 
 
 def _set_seeds(recipe: Recipe) -> None:
@@ -381,14 +403,19 @@ def _check_start(recipe: Recipe) -> None:
             f"The recipe needs max_sequence_length <= {old.max_sequence_length}, the positions of {start}, "
             f"got max_sequence_length={recipe.max_sequence_length}."
         )
-    if not zipfile.is_zipfile(start / "model.keras"):
-        raise ValueError(f"A run to start from needs a saved model, which {start / 'model.keras'} is not.")
+    _check_saved(start)
     with zipfile.ZipFile(start / "model.keras") as kept:
         config = json.loads(kept.read("config.json"))["config"]
     given = config["backbone"]["config"] if "backbone" in config else config
     if other := {name: value for name, value in recipe.model.items() if given.get(name, value) != value}:
         theirs = {name: given[name] for name in other}
         raise RecipeError(f"A recipe takes the model of {start} that it starts from: {theirs}, got model={other}.")
+
+
+def _check_saved(folder: Path) -> None:
+    """Keras says of what is no zip file that it is not there."""
+    if not zipfile.is_zipfile(folder / "model.keras"):
+        raise ValueError(f"A finished run has a saved model, which {folder / 'model.keras'} is not.")
 
 
 def _check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:

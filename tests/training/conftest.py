@@ -122,4 +122,4 @@ def real_run(tmp_path_factory, needs_data):
 def conftest():
     """This file's `tiny_recipe`, for tests that need a recipe of their own: with no packages under tests, a file of
     tests cannot import another."""
-    return SimpleNamespace(tiny_recipe=tiny_recipe)
+    return SimpleNamespace(tiny_recipe=tiny_recipe, BLOCKS=BLOCKS)

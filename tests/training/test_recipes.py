@@ -182,6 +182,13 @@ def test_what_the_recipe_itself_decides_is_no_argument_of_the_model():
         assert not {"max_sequence_length", "vocabulary_size", "source_vocabulary_size", "dtype", "self"} & set(known)
 
 
+def test_what_a_model_needs_is_asked_for_before_a_corpus_is_read():
+    recipe = Recipe("gpt", "grammar-lines", {"num_layers": 1, "hidden_dim": 7})
+    with pytest.raises(RecipeError, match=r"The model of gpt needs \['num_heads', 'intermediate_dim'\], got model=\{"):
+        recipe.check_model()
+    recipe.replace(start_from="runs/mine").check_model()  # whose model is taken
+
+
 def test_recipes_are_read_without_tensorflow():
     code = "import sys, training.recipes; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -250,8 +250,30 @@ def test_a_model_that_cannot_be_built_is_a_value_error_that_names_what_was_given
     class Tokenizer:
         vocabulary_size = 31
 
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RecipeError, match=rf"The recipe's model=(?=.*{message}).* does not fit "):
         run.build_model(recipe, Tokenizer, Tokenizer, None)
+
+
+def test_where_no_model_can_be_made_another_recipe_can_be_fit_into_the_folder(conftest, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RecipeError, match="does not fit AttentionSeq2Seq"):
+        fit(conftest.tiny_recipe("attention").replace(**{"model.cell": "gruu"}), tmp_path)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_a_model_that_is_no_zip_file_is_not_said_to_be_absent(tiny_run, tmp_path):
+    shutil.copytree(tiny_run("gpt").folder, tmp_path / "run")
+    (tmp_path / "run" / "model.keras").write_text("half")
+    with pytest.raises(ValueError, match=r"A finished run has a saved model, which .*model\.keras is not"):
+        run.load_run(tmp_path / "run")
+
+
+def test_a_label_of_two_lines_is_refused(conftest, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": "x\\ny"}\n{"text": "b", "label": "y"}\n')
+    files = {split: str(tmp_path / "a.jsonl") for split in ("train", "validation", "test")}
+    recipe = conftest.tiny_recipe("bert-classify", corpus="jsonl-labelled", files=files, model=conftest.BLOCKS)
+    with pytest.raises(ValueError, match=r"A label needs to be one line, got 'x\\ny'"):
+        fit(recipe, tmp_path / "run")
 
 
 # ---- Compiling -----------------------------------------------------------------------------------------------------
