@@ -1,6 +1,6 @@
-"""What keras.ops lacks, once per backend: a scan whose outputs differ from its state, writing into a cache, one stream
-of random numbers a row, a layer computed again in the backward pass, and a compiled function over a model's current
-weights.
+"""What keras.ops lacks, once per backend: a scan whose outputs differ from its state, writing into a cache, a lean
+argmax, one stream of random numbers a row, a layer computed again in the backward pass, and a compiled function over a
+model's current weights.
 """
 
 import contextlib
@@ -122,6 +122,16 @@ def fit_length(x_bhtc, length):
     """
     places_s = ops.minimum(ops.arange(length), ops.shape(x_bhtc)[2] - 1)
     return ops.take(x_bhtc, places_s, axis=2)
+
+
+def argmax(logits):
+    """The first of the greatest along the last axis: (..., v) -> (...) int32."""
+    if BACKEND == "jax":
+        return ops.cast(ops.argmax(logits, axis=-1), "int32")
+    import tensorflow as tf
+
+    # Keras first puts -0.0 below 0.0, with five passes over the vocabulary.
+    return tf.argmax(logits, axis=-1, output_type="int32")
 
 
 def uniform_rows(seeds_b, count):

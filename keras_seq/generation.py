@@ -260,7 +260,7 @@ def _grow(model, carry, max_new_tokens, ends, sampler, constraints, limits_b=Non
     if isinstance(sampler, RandomSampler):
         token_b = draw(allowed_bv, ops.take(carry["uniform"], index, axis=1), sampler)
     else:
-        token_b = ops.cast(ops.argmax(allowed_bv, axis=-1), "int32")
+        token_b = backend.argmax(allowed_bv)
     token_b = ops.where(open_b, token_b, 0)
     lengths_b = carry["lengths"] + ops.cast(open_b, "int32")
     picked_b = log_probability(logits_bv, token_b)

@@ -78,6 +78,13 @@ def test_a_rows_random_numbers_are_its_seeds_alone():
     assert rows.dtype == np.float32 and rows.min() >= 0 and rows.max() < 1
 
 
+def test_of_equal_logits_the_first_is_the_greatest():
+    logits = np.array([[1, 5, 5, 0, 5], [-2, -2, -7, -2, -3], [-1, -1, -1, -1, 3]], "float32")
+    greatest = np.asarray(backend.argmax(ops.convert_to_tensor(logits)))
+    np.testing.assert_array_equal(greatest, logits.argmax(-1))
+    assert greatest.dtype == np.int32
+
+
 def test_random_numbers_are_uniform():
     numbers = np.asarray(backend.uniform_rows(ops.arange(503), 101)).ravel()
     counts, _ = np.histogram(numbers, 10, (0, 1))
