@@ -154,6 +154,39 @@ def ctranslate2(model, batch, folder, compute_type="float32"):
     yield work
 
 
+def matrix_products(model, batch, folder):
+    """A step's matrix products alone, as TensorFlow does them: below their time no float32 step of ours can come."""
+    import tensorflow as tf
+
+    yield
+    size = SIZES[model]
+    d, inner = size["hidden_dim"], size["intermediate_dim"]
+    # Queries, keys, values and outputs of self-attention; queries and outputs of cross-attention.
+    squares = [(d, d)] * (4 if model == "gpt" else 6)
+    layers = [
+        [tf.random.normal(shape, stddev=shape[0] ** -0.5) for shape in (*squares, (d, inner), (inner, d))]
+        for _ in range(size["num_layers"])
+    ]
+    table = tf.random.normal((size["vocabulary_size"], d), stddev=d**-0.5)
+
+    @tf.function
+    def run(x):
+        def step(i, x):
+            for layer in layers:
+                for kernel in layer:
+                    x = tf.matmul(x, kernel)
+            return i + 1, x + 1e-9 * tf.reduce_max(tf.matmul(table, x, transpose_b=True))
+
+        return tf.while_loop(lambda i, x: i < NEW, step, (0, x))[1]
+
+    x = tf.random.normal((batch, d))
+
+    def work():
+        run(x).numpy()
+
+    yield work
+
+
 def agreement(readings, first):
     """How many of the tokens of each are those of the first, where the weights are the same."""
     expected = readings[first].answer
@@ -170,6 +203,7 @@ PLAIN = {
     "KerasHub, plain graph": (keras_hub, {}),
     "transformers": (transformers, {}),
     "CTranslate2": (ctranslate2, {}),
+    "its matrix products alone": (matrix_products, {}),
 }
 BEST = {
     "ours, bfloat16": (ours, {"dtype": "bfloat16"}),
