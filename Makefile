@@ -28,13 +28,16 @@ parity: .venv/parity
 	KERAS_SEQ_PARITY_SEED=$(SEED) $(RUN) -m pytest tests/parity
 	KERAS_SEQ_PARITY_SEED=$(SEED) KERAS_BACKEND=jax $(RUN) -m pytest tests/parity
 
-# Speed and memory against other programs, as ratios, on a machine that does nothing else.
+# Speed and memory against other programs, as ratios, on a machine that does nothing else; what reads real data only where
+# KERAS_SEQ_DATA names its folder.
 benchmarks: .venv/benchmarks
 	$(RUN) -m benchmarks.training
 	$(RUN) -m benchmarks.training --best
 	$(RUN) -m benchmarks.generation
 	$(RUN) -m benchmarks.generation --best
 	$(RUN) -m benchmarks.serving
+	$(if $(KERAS_SEQ_DATA),$(RUN) -m benchmarks.tokenizers)
+	$(if $(KERAS_SEQ_DATA),$(RUN) -m benchmarks.pipelines)
 	$(RUN) -m benchmarks.plot
 
 # The embedded server for some five minutes: versions dropped in under load, ever new words, swaps of large weights.
