@@ -60,7 +60,7 @@ class InProcess:
         import keras
 
         total, count = 0.0, 0
-        for inputs, labels, weights in batches:
+        for inputs, labels, weights in batches.as_numpy_iterator():  # JAX takes no tensors of TensorFlow
             logits = self.run.model.predict_on_batch(inputs)
             nll = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
             total -= float(np.sum(np.asarray(nll, "float64") * np.asarray(weights)))

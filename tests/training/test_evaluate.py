@@ -474,3 +474,19 @@ def test_an_endpoint_without_host_and_port_is_refused(address):
     options = argparse.Namespace(run="runs/mine", endpoint=address)
     with pytest.raises(ValueError, match=f"--endpoint needs HOST:PORT or HOST:PORT/NAME, got '{address}'"):
         evaluate.endpoint(options)
+
+
+def test_a_language_model_is_asked_in_numpy_which_every_backend_takes():
+    """JAX's predict takes no tensors of TensorFlow."""
+    asked = []
+
+    class Uniform:
+        def predict_on_batch(self, inputs):
+            asked.append({type(one) for one in inputs.values()})
+            return np.zeros((*inputs["token_ids"].shape, 11), "float32")
+
+    ids, weights = np.arange(10, dtype="int32").reshape(2, 5), np.float32([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    batches = tf.data.Dataset.from_tensors(({"token_ids": ids, "padding_mask": weights > 0}, ids, weights)).repeat(3)
+    total, count = InProcess(types.SimpleNamespace(model=Uniform())).total(batches)
+    assert (total, count) == (pytest.approx(-21 * math.log(11)), 21)
+    assert asked == [{np.ndarray}] * 3
