@@ -170,7 +170,13 @@ class Recipe:
             raise RecipeError(f"stream needs files of examples, got corpus={self.corpus!r}, which is read at once.")
 
     def _check_weights_saved(self) -> None:
-        """Which weights the run leaves must be one thing: the best, a mean of checkpoints or a moving average."""
+        """Which weights the run leaves must be one thing: the best, a mean of checkpoints or a moving average; and some
+        must have been learnt."""
+        if self.gradient_accumulation > self.steps:
+            raise RecipeError(
+                f"A recipe needs gradient_accumulation <= steps={self.steps!r}, or nothing is ever updated, "
+                f"got gradient_accumulation={self.gradient_accumulation!r}."
+            )
         if self.average_checkpoints > 1 and (self.early_stopping is not None or self.ema_momentum is not None):
             raise RecipeError(
                 "A recipe needs average_checkpoints=1 beside early_stopping or ema_momentum, "

@@ -189,6 +189,12 @@ def test_what_a_model_needs_is_asked_for_before_a_corpus_is_read():
     recipe.replace(start_from="runs/mine").check_model()  # whose model is taken
 
 
+def test_a_run_too_short_for_one_update_is_refused():
+    assert find("demo-gpt").replace(steps=7, gradient_accumulation=7).steps == 7
+    with pytest.raises(RecipeError, match=r"needs gradient_accumulation <= steps=7, .* got gradient_accumulation=8"):
+        find("demo-gpt").replace(steps=7, gradient_accumulation=8)
+
+
 def test_recipes_are_read_without_tensorflow():
     code = "import sys, training.recipes; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
