@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from training.batches import without_tuner
+
 KEPT = 16  # batches: more than tf.data prepares ahead of the step that trains
 
 
@@ -36,7 +38,7 @@ class Feed:
     """
 
     def __init__(self, batches: tf.data.Dataset, first_step: int = 0, tokens: tuple[int, int] = (0, 0)):
-        self.batches = batches
+        self.batches = without_tuner(batches)
         self.first_step = first_step
         self._tokens = [tokens]
         self._last: deque[tuple[int, dict[str, Any]]] = deque(maxlen=KEPT)
@@ -44,7 +46,7 @@ class Feed:
     def dataset(self) -> tf.data.Dataset:
         """The batches as `model.fit` takes them."""
         made = tf.data.Dataset.from_generator(self._pass_on, output_signature=self.batches.element_spec)
-        return made.prefetch(2)
+        return without_tuner(made.prefetch(2))
 
     def _pass_on(self) -> Iterator[Any]:
         for step, batch in enumerate(self.batches.as_numpy_iterator(), start=self.first_step + 1):

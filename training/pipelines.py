@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from keras_seq.byte_pairs import byte_alphabet
 from keras_seq.packing import pack_segments, pack_start_end
-from training.batches import Stream, bucketed
+from training.batches import Stream, bucketed, without_tuner
 
 CHUNK = 4096  # lines tokenized at once
 
@@ -30,7 +30,7 @@ def token_rows(tokenizer: Any, lines: Iterable[str], limit: int | None) -> tf.Ra
 
 def counted(batches: tf.data.Dataset) -> tf.data.Dataset:
     """The batches kept in memory, their number known: Keras warns of a dataset whose end it did not expect."""
-    batches = batches.cache()
+    batches = without_tuner(batches.cache())
     return batches.apply(tf.data.experimental.assert_cardinality(sum(1 for _ in batches)))
 
 

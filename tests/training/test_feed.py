@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from training.feed import KEPT, Feed, count_tokens, reason
+from training.pipelines import counted
 
 
 def batches(count=29):
@@ -29,6 +30,12 @@ def test_tokens_are_those_of_the_steps_done_and_not_of_what_is_prepared():
         next(iterator)
     assert feed.tokens(103) == (1000 + 3 * (1 + 2 + 3), 2000 + 3 * 15)
     assert feed.inputs(102)["padding_mask"].sum() == 3 * 2
+
+
+def test_the_end_of_a_fit_or_a_validation_waits_for_no_tuner():
+    feed = Feed(tf.data.Dataset.range(3))
+    for batches in (feed.batches, feed.dataset(), counted(tf.data.Dataset.range(3)).repeat()):
+        assert batches.options().autotune.enabled is False
 
 
 def test_what_a_reader_says_of_a_file_is_told_though_tensorflow_ran_it():
