@@ -28,7 +28,7 @@ from serving import gateway_openapi, gateway_streams
 from serving.client import AsyncClient, Retries, ServingError
 from serving.gateway_config import GatewayConfig, is_model_name
 from serving.gateway_guard import Guard, refuse
-from serving.http_timeouts import ImpatientProtocol
+from serving.http_connections import ImpatientProtocol
 from serving.rest_wire import HTTP_CODES
 from serving.wire import before_port
 

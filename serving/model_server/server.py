@@ -15,7 +15,7 @@ from typing import Any, Literal
 import uvicorn
 from tensorflow.core.protobuf import config_pb2
 
-from serving.http_timeouts import ImpatientProtocol
+from serving.http_connections import ImpatientProtocol
 from serving.model_server import monitoring, rest, rpc
 from serving.model_server.batching import Batcher, BatchingParameters
 from serving.model_server.config_poller import ConfigPoller

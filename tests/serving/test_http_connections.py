@@ -7,7 +7,7 @@ import time
 import pytest
 import uvicorn
 
-from serving import http_timeouts
+from serving import http_connections
 
 HOST = "127.0.0.1"
 SECONDS = 0.3
@@ -33,10 +33,10 @@ async def app(scope, receive, send):
 @pytest.fixture(scope="module")
 def running():
     """A server of `app` whose connections have SECONDS; `.port` is its port."""
-    http_timeouts.SECONDS, before = SECONDS, http_timeouts.SECONDS
+    http_connections.SECONDS, before = SECONDS, http_connections.SECONDS
     listening = socket.create_server((HOST, 0))
     server = uvicorn.Server(
-        uvicorn.Config(app, http=http_timeouts.ImpatientProtocol, log_config=None, lifespan="off", ws="none")
+        uvicorn.Config(app, http=http_connections.ImpatientProtocol, log_config=None, lifespan="off", ws="none")
     )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
     thread.start()
@@ -44,7 +44,7 @@ def running():
     yield server
     server.should_exit = True
     thread.join()
-    http_timeouts.SECONDS = before
+    http_connections.SECONDS = before
 
 
 @pytest.fixture

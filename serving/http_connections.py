@@ -1,4 +1,4 @@
-"""HTTP connections whose other side is too slow or whose headers have no end are closed: uvicorn waits without end.
+"""HTTP connections as the two servers here keep them: whoever is too slow, or sends headers without end, is let go.
 
 What is no HTTP/1, and what offers another protocol, is answered as well.
 """
