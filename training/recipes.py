@@ -261,10 +261,21 @@ def find(name: str) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"There is no recipe file {name}.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _KeysOnce)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe file {name} is not YAML: {' '.join(str(error).split())}") from error
     return Recipe.from_dict(values)
+
+
+class _KeysOnce(yaml.SafeLoader):
+    """YAML without a key twice in one mapping, of which the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

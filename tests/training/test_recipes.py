@@ -175,6 +175,13 @@ def test_a_file_that_is_no_recipe_is_refused_by_its_name_or_content(content, tmp
         find(str(path))
 
 
+@pytest.mark.parametrize("content", ["steps: 7\ncorpus: nsmc\nsteps: 11", "model: {dropout: 0.1, dropout: 0.2}"])
+def test_a_key_that_stands_twice_in_a_file_is_named_with_its_line(content, tmp_path):
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(RecipeError, match=r"mine\.yaml is not YAML: the key '(steps|dropout)' twice .* line (3|1)"):
+        find(str(tmp_path / "mine.yaml"))
+
+
 def test_what_the_recipe_itself_decides_is_no_argument_of_the_model():
     for architecture in ("seq2seq", "attention", "transformer", "bert", "bert-classify", "gpt"):
         known = model_arguments(architecture)
