@@ -197,10 +197,11 @@ def _tokens_of(one: Question, starts: np.ndarray, ends: np.ndarray) -> tuple[int
     if not one.answers:
         return -1, -1
     text, character = one.answers[0]
-    if not 0 <= character <= len(one.context) - len(text):
+    there = one.context[max(character, 0) :][: len(text)]
+    if character < 0 or there != text:
         raise ValueError(
             f"An answer needs its place in the context of {len(one.context)} characters, got answer_start={character} "
-            f"for {text[:60]!r} of question {one.id!r}."
+            f"for {text[:60]!r} of question {one.id!r}, where {there[:60]!r} stands."
         )
     begin = len(one.context[:character].encode())
     inside = np.flatnonzero((ends > begin) & (starts < begin + len(text.encode())))

@@ -78,11 +78,11 @@ def test_a_byte_pair_that_begins_with_the_blank_before_a_word_is_the_words_first
         assert starts[piece] <= begin < ends[piece] and all(ends[:piece] <= begin)
 
 
-@pytest.mark.parametrize("place", [-1, 6])
-def test_an_answer_that_lies_outside_its_context_is_named(place, tokenizer):
+@pytest.mark.parametrize("place", [-1, 3, 6])
+def test_an_answer_that_its_context_does_not_hold_where_it_should_be_is_named(place, tokenizer):
     question = Question("q7", "who ?", "the dog", [("dog", place)])
     with pytest.raises(
-        ValueError, match=rf"context of 7 characters, got answer_start={place} for 'dog' of question 'q7'"
+        ValueError, match=rf"context of 7 characters, got answer_start={place} for 'dog' of question 'q7', where '"
     ):
         list(batches(TASKS["bert-spans"], [question], (), tokenizer, 32, 100))
 
