@@ -9,7 +9,7 @@ from typing import Any, Literal
 from keras_seq import BeamSampler
 from training.corpora import corpus_of
 from training.files import write_json
-from training.in_process import BATCH, SPANS, InProcess, joined, labels_of_words
+from training.in_process import BATCH, SPANS, InProcess, by_length, joined, labels_of_words
 from training.run import Run, whole_documents
 from training.task_measures import MEASURED
 
@@ -32,23 +32,28 @@ class Endpoint:
         self.client, self.name = Client(host, transport=transport, **ports), name
 
     def _ask(
-        self, signature: str, outputs: Sequence[str], size: int | None = None, **inputs: Sequence[Any]
+        self,
+        signature: str,
+        outputs: Sequence[str],
+        size: int | None = None,
+        options: dict[str, Any] | None = None,
+        **texts: Sequence[Any],
     ) -> list[list]:
-        """The answers to all rows, asked `size` (None: BATCH) at a time: one list an output."""
+        """The answers to all rows of texts, asked `size` (None: BATCH) at a time: one list an output."""
         from serving.client import ServingError
 
-        count = len(next(iter(inputs.values())))
-        answers: list[list] = [[] for _ in outputs]
-        size = size or BATCH
-        for start in range(0, count, size):
-            some = {name: list(values[start : start + size]) for name, values in inputs.items()}
+        answers: list[list] = [[None] * len(next(iter(texts.values()))) for _ in outputs]
+        for chosen in by_length(texts.values(), size or BATCH):
+            inputs = {name: [values[i] for i in chosen] for name, values in texts.items()}
+            inputs |= {name: [value] * len(chosen) for name, value in (options or {}).items()}
             try:
-                told = self.client.predict(self.name, some, signature)
-                for kept, output in zip(answers, outputs):
-                    kept += list(told[output])
+                told = self.client.predict(self.name, inputs, signature)
             except ServingError as error:
                 names = " and ".join(outputs)
                 raise ValueError(f"The endpoint gave no {names} by {self.name}/{signature}: {error}") from error
+            for kept, output in zip(answers, outputs):
+                for i, answer in zip(chosen, told[output], strict=True):
+                    kept[i] = answer
         return answers
 
     def translate(self, texts: Sequence[str]) -> list[str]:
@@ -56,8 +61,7 @@ class Endpoint:
         if self.beams is None:
             return self._ask("translate", ["translation"], text=texts)[0]
         options = {"length_penalty": self.beams.length_penalty, "max_new_tokens": 2**31 - 1}  # as many as it exports
-        given: dict[str, Any] = {name: [value] * len(texts) for name, value in options.items()}
-        told = self._ask("translate_beam", ["translations"], text=texts, **given)[0]
+        told = self._ask("translate_beam", ["translations"], options=options, text=texts)[0]
         if (served := len(told[0])) != self.beams.num_beams:
             raise ValueError(f"The endpoint keeps {served} beams, got num_beams={self.beams.num_beams!r}.")
         return [row[0] for row in told]
@@ -86,10 +90,9 @@ class Endpoint:
 
     def find(self, questions: Sequence[str], contexts: Sequence[str], null: bool) -> list[str]:
         """The best answer in each context; with `null` "" where no answer scores more."""
-        asked = {"question": questions, "context": contexts}
-        if null:
-            return self._ask("answer", ["answer"], SPANS, **asked)[0]
-        return [row[0] for row in self._ask("spans", ["answers"], SPANS, **asked)[0]]
+        signature, output = ("answer", "answer") if null else ("spans", "answers")
+        told = self._ask(signature, [output], SPANS, question=questions, context=contexts)[0]
+        return told if null else [row[0] for row in told]
 
     def choose(self, prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> list[int]:
         """The number of the likeliest choice of each prompt, from 0."""

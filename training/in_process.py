@@ -1,6 +1,6 @@
 """The run's own model, asked as an endpoint is: text in, text out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ SPANS = 20  # questions, each with all windows of its context
 
 
 class InProcess:
-    """The run's own model; each method asks for texts sorted by length, and answers in the order they came in."""
+    """The run's own model, asked for texts of about one length together; the answers are in the order of the texts."""
 
     def __init__(self, run: Run, beams: BeamSampler | None = None):
         self.run, self.beams = run, beams
@@ -29,12 +29,10 @@ class InProcess:
         run = self.run
         limit = getattr(run.model, "max_sequence_length", MAX_SOURCE)  # as served: a recurrent model has no positions
         target = run.target_tokenizer
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        answers = [""] * len(texts)
         new_tokens = min(run.recipe.max_new_tokens, limit)
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            rows = token_rows(run.tokenizer, [texts[i] for i in chosen], limit - 1)
+
+        def ask(some: Sequence[str]) -> list[str]:
+            rows = token_rows(run.tokenizer, some, limit - 1)
             rows = pack_start_end(rows, None, run.tokenizer.end_token_id)
             ids = rows.to_tensor(0)
             inputs = {
@@ -43,9 +41,9 @@ class InProcess:
             }
             written = run.model.generate(inputs, new_tokens, target.end_token_id, target.start_token_id, self.beams)
             token_ids = written["token_ids"] if self.beams is None else written["token_ids"][:, 0]
-            for i, answer in zip(chosen, target.detokenize(tf.constant(token_ids)).numpy()):
-                answers[i] = answer.decode()
-        return answers
+            return [answer.decode() for answer in target.detokenize(tf.constant(token_ids)).numpy()]
+
+        return _answered(ask, texts)
 
     def score(self, texts: Sequence[str]) -> tuple[float, int]:
         """Summed log-probability in nats and number of tokens, the end counted."""
@@ -72,22 +70,23 @@ class InProcess:
         from training.pipelines import token_rows
 
         labels = self.run.labels or []
-        answers = []
-        for start in range(0, len(texts), BATCH):
-            some = texts[start : start + BATCH]
+
+        def ask(some: Sequence[str]) -> list[str]:
             logits = self._logits(self._joined(token_rows(self.run.tokenizer, some, self._limit - 2)))
-            answers += [labels[i] for i in np.argmax(logits, axis=-1)]
-        return answers
+            return [labels[i] for i in np.argmax(logits, axis=-1)]
+
+        return _answered(ask, texts)
 
     def follows(self, firsts: Sequence[str], seconds: Sequence[str]) -> list[float]:
         """The probability that each second sentence follows the first."""
-        answers: list[float] = []
-        for start in range(0, len(firsts), BATCH):
-            inputs = self._pair(firsts[start : start + BATCH], seconds[start : start + BATCH])
+
+        def ask(some: Sequence[str], others: Sequence[str]) -> list[float]:
+            inputs = self._pair(some, others)
             inputs["mask_positions"] = np.zeros((len(inputs["token_ids"]), 1), "int32")
             logits = np.asarray(self.run.model(inputs, training=False)["next_sentence"])
-            answers += list(1 / (1 + np.exp(logits[:, 0] - logits[:, 1])))
-        return answers
+            return list(1 / (1 + np.exp(logits[:, 0] - logits[:, 1])))
+
+        return _answered(ask, firsts, seconds)
 
     def fill(self, first: Sequence[str | None], second: Sequence[str | None]) -> list[str]:
         """The likeliest word for each None in a pair of sentences; "" where it lies beyond what the model reads."""
@@ -111,23 +110,22 @@ class InProcess:
         from training.fine_tuning import with_offsets
         from training.pipelines import segments
 
-        names, answers = self.run.labels or [], []
-        for start in range(0, len(sentences), BATCH):
-            some = sentences[start : start + BATCH]
+        names = self.run.labels or []
+
+        def ask(some: Sequence[Sequence[str]]) -> list[list[str]]:
             offsets = with_offsets(self.run.tokenizer, joined(some))
             ids, starts, ends = (part[:, : self._limit - 2] for part in offsets)
             best = np.argmax(self.run.model(_dense(segments((ids,), self.run.tokenizer)), training=False), axis=-1)
-            for words, row, first, last in zip(some, best, starts.to_list(), ends.to_list()):
-                answers.append(labels_of_words(words, first, last, [names[i] for i in row[1 : 1 + len(first)]]))
-        return answers
+            return [
+                labels_of_words(words, first, last, [names[i] for i in row[1 : 1 + len(first)]])
+                for words, row, first, last in zip(some, best, starts.to_list(), ends.to_list())
+            ]
+
+        return _answered(ask, sentences)
 
     def find(self, questions: Sequence[str], contexts: Sequence[str], null: bool) -> list[str]:
         """The best answer in each context; with `null` "" where no answer scores more."""
-        answers = []
-        for start in range(0, len(questions), SPANS):
-            chosen = slice(start, start + SPANS)
-            answers += self._find(questions[chosen], contexts[chosen], null)
-        return answers
+        return _answered(lambda some, where: self._find(some, where, null), questions, contexts, size=SPANS)
 
     def _find(self, questions: Sequence[str], contexts: Sequence[str], null: bool) -> list[str]:
         from keras_seq import best_spans
@@ -177,14 +175,14 @@ class InProcess:
         return list(shares @ scale / shares.sum(-1))
 
     def _pair_logits(self, firsts: Sequence[str], seconds: Sequence[str]) -> np.ndarray:
-        logits = []
-        for start in range(0, len(firsts), BATCH):
-            inputs = self._pair(firsts[start : start + BATCH], seconds[start : start + BATCH])
+        def ask(some: Sequence[str], others: Sequence[str]) -> list[np.ndarray]:
+            inputs = self._pair(some, others)
             if isinstance(self.run.model, GPTSimilarityClassifier):  # reads both orders
-                others = self._pair(seconds[start : start + BATCH], firsts[start : start + BATCH])
-                inputs = {name: np.stack([part, others[name]], axis=1) for name, part in inputs.items()}
-            logits.append(np.asarray(self._logits(inputs), "float64"))
-        return np.concatenate(logits)
+                turned = self._pair(others, some)
+                inputs = {name: np.stack([part, turned[name]], axis=1) for name, part in inputs.items()}
+            return list(np.asarray(self._logits(inputs), "float64"))
+
+        return np.stack(_answered(ask, firsts, seconds))
 
     @property
     def _limit(self) -> int:
@@ -210,6 +208,22 @@ class InProcess:
         """Of the model's head."""
         told = self.run.model(inputs, training=False)
         return told["logits"] if isinstance(told, dict) else told
+
+
+def by_length(columns: Iterable[Sequence[Any]], size: int) -> Iterator[list[int]]:
+    """The numbers of the rows of texts, `size` of about one length at a time: what is padded is computed too."""
+    rows = list(zip(*columns, strict=True))
+    order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+def _answered(ask: Callable[..., list], *columns: Sequence[Any], size: int | None = None) -> list:
+    """What `ask` answers to the rows of texts, each in the place of its row; asked `size` (None: BATCH) at a time."""
+    answers: list = [None] * len(columns[0])
+    for chosen in by_length(columns, size or BATCH):
+        for i, answer in zip(chosen, ask(*([column[i] for i in chosen] for column in columns)), strict=True):
+            answers[i] = answer
+    return answers
 
 
 def joined(sentences: Sequence[Sequence[str]]) -> list[str]:

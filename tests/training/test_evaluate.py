@@ -96,6 +96,11 @@ def test_translations_in_a_batch_are_those_of_one_sentence_at_a_time(architectur
         assert target.detokenize(tf.constant(written["token_ids"])).numpy()[0].decode() == translation
 
 
+def test_texts_of_about_one_length_are_asked_together():
+    texts, others = ["aa", "bbbbbbb", "c", "ddddd", "eee"], ["", "", "cccc", "", "e"]
+    assert list(in_process.by_length([texts, others], 2)) == [[0, 4], [2, 3], [1]]
+
+
 def test_a_recurrent_model_reads_a_source_as_far_as_the_served_one_though_it_was_trained_on_shorter_ones(copy):
     from serving.answers import answers_for
 
