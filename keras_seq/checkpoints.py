@@ -4,6 +4,7 @@ What is called what stands in `checkpoint_rows` and `checkpoint_tables`. Neither
 TensorFlow for Google's alone.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -226,7 +227,7 @@ class _Tensor:
         self.file, self.shape, self.dtype, self._read = file, tuple(shape), dtype, read
 
     def read(self):
-        return np.asarray(self._read()).astype("float32")
+        return np.asarray(self._read()).astype("float32", copy=False)
 
 
 def _open(folder):
@@ -266,15 +267,20 @@ def _safetensors(place):
     import ml_dtypes  # noqa: F401
     from safetensors import SafetensorError, safe_open
 
+    def read(name):
+        # From the file opened anew: one that stays open keeps all that was read of it in memory.
+        with safe_open(place, "np") as file:
+            return file.get_tensor(name)
+
     try:
-        file = safe_open(place, "np")
+        with safe_open(place, "np") as file:
+            parts = {name: file.get_slice(name) for name in list(file.keys())}
+            heads = {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
     except SafetensorError as error:
         raise ValueError(f"load_checkpoint needs whole files, got {place.name} {_cut_at(place)} ({error}).") from error
-    tensors = {}
-    for name in list(file.keys()):
-        part = file.get_slice(name)
-        tensors[name] = _Tensor(place.name, part.get_shape(), part.get_dtype(), lambda name=name: file.get_tensor(name))
-    return tensors
+    return {
+        name: _Tensor(place.name, shape, dtype, functools.partial(read, name)) for name, (shape, dtype) in heads.items()
+    }
 
 
 def _cut_at(place):
