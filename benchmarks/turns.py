@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import resource
 import statistics
 import sys
 import time
@@ -95,14 +94,13 @@ def _work(pipe, path, arguments):
         start = time.perf_counter()
         answer = work()
         pipe.send(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    pipe.send((peak - bare, answer))
+    pipe.send((_resident("VmHWM") - bare, answer))
 
 
-def _resident():
-    """Resident memory now, MiB."""
+def _resident(what="VmRSS"):
+    """Resident memory now, or the greatest so far ("VmHWM"), MiB: `ru_maxrss` would begin with that of the parent."""
     with open("/proc/self/status", encoding="utf-8") as status:
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(what))
 
 
 def report(title, readings, unit, amount):
