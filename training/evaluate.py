@@ -9,7 +9,7 @@ from typing import Any, Literal
 from keras_seq import BeamSampler
 from training.corpora import corpus_of
 from training.files import write_json
-from training.in_process import BATCH, SPANS, InProcess, by_length, joined, labels_of_words
+from training.in_process import SPANS, InProcess, answered, joined, labels_of_words
 from training.run import Run, whole_documents
 from training.task_measures import MEASURED
 
@@ -42,19 +42,18 @@ class Endpoint:
         """The answers to all rows of texts, asked `size` (None: BATCH) at a time: one list an output."""
         from serving.client import ServingError
 
-        answers: list[list] = [[None] * len(next(iter(texts.values()))) for _ in outputs]
-        for chosen in by_length(texts.values(), size or BATCH):
-            inputs = {name: [values[i] for i in chosen] for name, values in texts.items()}
-            inputs |= {name: [value] * len(chosen) for name, value in (options or {}).items()}
+        def ask(*columns: Sequence[Any]) -> list[tuple]:
+            inputs: dict[str, Sequence[Any]] = dict(zip(texts, columns))
+            inputs |= {name: [value] * len(columns[0]) for name, value in (options or {}).items()}
             try:
                 told = self.client.predict(self.name, inputs, signature)
             except ServingError as error:
                 names = " and ".join(outputs)
                 raise ValueError(f"The endpoint gave no {names} by {self.name}/{signature}: {error}") from error
-            for kept, output in zip(answers, outputs):
-                for i, answer in zip(chosen, told[output], strict=True):
-                    kept[i] = answer
-        return answers
+            return list(zip(*(told[output] for output in outputs)))
+
+        rows = answered(ask, *texts.values(), size=size)
+        return [[row[i] for row in rows] for i in range(len(outputs))]
 
     def translate(self, texts: Sequence[str]) -> list[str]:
         """The best translations, greedy ones or of the beams."""

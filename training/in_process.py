@@ -1,6 +1,6 @@
 """The run's own model, asked as an endpoint is: text in, text out."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class InProcess:
             token_ids = written["token_ids"] if self.beams is None else written["token_ids"][:, 0]
             return [answer.decode() for answer in target.detokenize(tf.constant(token_ids)).numpy()]
 
-        return _answered(ask, texts)
+        return answered(ask, texts)
 
     def score(self, texts: Sequence[str]) -> tuple[float, int]:
         """Summed log-probability in nats and number of tokens, the end counted."""
@@ -75,7 +75,7 @@ class InProcess:
             logits = self._logits(self._joined(token_rows(self.run.tokenizer, some, self._limit - 2)))
             return [labels[i] for i in np.argmax(logits, axis=-1)]
 
-        return _answered(ask, texts)
+        return answered(ask, texts)
 
     def follows(self, firsts: Sequence[str], seconds: Sequence[str]) -> list[float]:
         """The probability that each second sentence follows the first."""
@@ -86,7 +86,7 @@ class InProcess:
             logits = np.asarray(self.run.model(inputs, training=False)["next_sentence"])
             return list(1 / (1 + np.exp(logits[:, 0] - logits[:, 1])))
 
-        return _answered(ask, firsts, seconds)
+        return answered(ask, firsts, seconds)
 
     def fill(self, first: Sequence[str | None], second: Sequence[str | None]) -> list[str]:
         """The likeliest word for each None in a pair of sentences; "" where it lies beyond what the model reads."""
@@ -121,11 +121,11 @@ class InProcess:
                 for words, row, first, last in zip(some, best, starts.to_list(), ends.to_list())
             ]
 
-        return _answered(ask, sentences)
+        return answered(ask, sentences)
 
     def find(self, questions: Sequence[str], contexts: Sequence[str], null: bool) -> list[str]:
         """The best answer in each context; with `null` "" where no answer scores more."""
-        return _answered(lambda some, where: self._find(some, where, null), questions, contexts, size=SPANS)
+        return answered(lambda some, where: self._find(some, where, null), questions, contexts, size=SPANS)
 
     def _find(self, questions: Sequence[str], contexts: Sequence[str], null: bool) -> list[str]:
         from keras_seq import best_spans
@@ -182,7 +182,7 @@ class InProcess:
                 inputs = {name: np.stack([part, turned[name]], axis=1) for name, part in inputs.items()}
             return list(np.asarray(self._logits(inputs), "float64"))
 
-        return np.stack(_answered(ask, firsts, seconds))
+        return np.stack(answered(ask, firsts, seconds))
 
     @property
     def _limit(self) -> int:
@@ -210,17 +210,15 @@ class InProcess:
         return told["logits"] if isinstance(told, dict) else told
 
 
-def by_length(columns: Iterable[Sequence[Any]], size: int) -> Iterator[list[int]]:
-    """The numbers of the rows of texts, `size` of about one length at a time: what is padded is computed too."""
-    rows = list(zip(*columns, strict=True))
-    order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
-    return (order[start : start + size] for start in range(0, len(order), size))
+def answered(ask: Callable[..., list], *columns: Sequence[Any], size: int | None = None) -> list:
+    """What `ask` answers to the rows of texts, each in the place of its row.
 
-
-def _answered(ask: Callable[..., list], *columns: Sequence[Any], size: int | None = None) -> list:
-    """What `ask` answers to the rows of texts, each in the place of its row; asked `size` (None: BATCH) at a time."""
+    `size` (None: BATCH) of about one length are asked at a time: what is padded is computed too.
+    """
     answers: list = [None] * len(columns[0])
-    for chosen in by_length(columns, size or BATCH):
+    order = sorted(range(len(answers)), key=lambda i: sum(len(column[i]) for column in columns))
+    step = size or BATCH
+    for chosen in (order[start : start + step] for start in range(0, len(order), step)):
         for i, answer in zip(chosen, ask(*([column[i] for i in chosen] for column in columns)), strict=True):
             answers[i] = answer
     return answers

@@ -97,8 +97,10 @@ def test_translations_in_a_batch_are_those_of_one_sentence_at_a_time(architectur
 
 
 def test_texts_of_about_one_length_are_asked_together():
-    texts, others = ["aa", "bbbbbbb", "c", "ddddd", "eee"], ["", "", "cccc", "", "e"]
-    assert list(in_process.by_length([texts, others], 2)) == [[0, 4], [2, 3], [1]]
+    texts, others, asked = ["aa", "bbbbbbb", "c", "ddddd", "eee"], ["", "", "cccc", "", "e"], []
+    told = in_process.answered(lambda *rows: asked.append(rows) or list(zip(*rows)), texts, others, size=2)
+    assert asked == [(["aa", "eee"], ["", "e"]), (["c", "ddddd"], ["cccc", ""]), (["bbbbbbb"], [""])]
+    assert told == list(zip(texts, others))
 
 
 def test_a_recurrent_model_reads_a_source_as_far_as_the_served_one_though_it_was_trained_on_shorter_ones(copy):
