@@ -275,12 +275,12 @@ def _safetensors(place):
     try:
         with safe_open(place, "np") as file:
             parts = {name: file.get_slice(name) for name in list(file.keys())}
-            heads = {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
+            return {
+                name: _Tensor(place.name, part.get_shape(), part.get_dtype(), functools.partial(read, name))
+                for name, part in parts.items()
+            }
     except SafetensorError as error:
         raise ValueError(f"load_checkpoint needs whole files, got {place.name} {_cut_at(place)} ({error}).") from error
-    return {
-        name: _Tensor(place.name, shape, dtype, functools.partial(read, name)) for name, (shape, dtype) in heads.items()
-    }
 
 
 def _cut_at(place):
