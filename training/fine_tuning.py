@@ -197,7 +197,7 @@ def _tokens_of(one: Question, starts: np.ndarray, ends: np.ndarray) -> tuple[int
     if not one.answers:
         return -1, -1
     text, character = one.answers[0]
-    there = one.context[max(character, 0) :][: len(text)]
+    there = one.context[character:][: len(text)] if character >= 0 else ""
     if character < 0 or there != text:
         raise ValueError(
             f"An answer needs its place in the context of {len(one.context)} characters, got answer_start={character} "

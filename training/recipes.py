@@ -286,7 +286,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise RecipeError(f"--set needs key=value, got {setting!r}.")
         try:
-            changes[key] = yaml.safe_load(value)
+            changes[key] = yaml.load(value, _KeysOnce)
         except yaml.YAMLError as error:
             raise RecipeError(f"--set {key} needs a YAML value, got {value!r}.") from error
     return changes

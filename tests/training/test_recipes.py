@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -87,9 +88,10 @@ def test_a_setting_without_key_or_value_is_refused(word):
         parse_settings([word])
 
 
-def test_a_setting_that_is_no_yaml_is_refused():
-    with pytest.raises(RecipeError, match=r"--set steps needs a YAML value, got '\[7'"):
-        parse_settings(["steps=[7"])
+@pytest.mark.parametrize(("key", "value"), [("steps", "[7"), ("model", "{dropout: 0.1, dropout: 0.2}")])
+def test_a_setting_that_is_no_yaml_or_has_a_key_twice_is_refused(key, value):
+    with pytest.raises(RecipeError, match=f"--set {key} needs a YAML value, got {re.escape(repr(value))}"):
+        parse_settings([f"{key}={value}"])
 
 
 @pytest.mark.parametrize(
