@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -53,6 +54,16 @@ with contextlib.suppress(KeyboardInterrupt):
 assert os.listdir(os.path.join(out, "checkpoints")) == ["step-4"]
 run.Progress = whole
 """
+KILLED_AT_ONCE = """
+import os, signal
+from training import run
+class Killed(run.Progress):
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, logs)
+        if self.done == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+run.Progress = Killed
+"""
 FIT = """
 import json, os, sys
 from training import run
@@ -82,13 +93,13 @@ def start(data, code, fits, **environment):
     )  # fmt: skip
 
 
-def finish(*processes):
+def finish(*processes, code=0):
     try:
         outputs = [process.communicate(timeout=240)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    assert [process.returncode for process in processes] == [code] * len(processes), outputs
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +139,29 @@ def free_ports():
     return ports
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one_and_only_the_first_writes(data, one, tmp_path):
+def start_two(data, code, *folders):
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports()]}
     configs = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
-    folders = [tmp_path / "first", tmp_path / "second"]
-    finish(*(start(data, "", [(folder, "multiworker")], TF_CONFIG=text) for folder, text in zip(folders, configs)))
-    assert_the_same_run(folders[0], one)
-    assert not folders[1].exists()
+    return [start(data, code, [(folder, "multiworker")], TF_CONFIG=text) for folder, text in zip(folders, configs)]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_and_only_the_first_writes(data, one, tmp_path):
+    finish(*start_two(data, "", tmp_path / "first", tmp_path / "second"))
+    assert_the_same_run(tmp_path / "first", one)
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_killed_amid_an_epoch_and_resumed_equal_one_without_a_stop(data, one, tmp_path):
+    folder = tmp_path / "run"
+    first, second = start_two(data, KILLED_AT_ONCE, folder, folder)
+    finish(first, code=-signal.SIGKILL)
+    second.kill()  # where the end of its sums came too late for it, it waits for the first
+    second.communicate()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-4"]
+    finish(*start_two(data, "", folder, folder))
+    assert_the_same_run(folder, one)
 
 
 @pytest.mark.slow
