@@ -73,7 +73,8 @@ class Recipe:
         beta_2: of AdamW.
         clip_norm: greatest global norm of a gradient; None: no clipping.
         gradient_accumulation: batches whose mean gradient makes one update; steps and warmup_steps count batches.
-        ema_momentum: share of the old in the moving average of the weights that is validated and saved; None: none.
+        ema_momentum: share of the old in the moving average of the weights that is validated and saved; None: none. It
+            begins with the first weights, whose share after all steps is ema_momentum ** steps.
         average_checkpoints: of how many last checkpoints the saved weights are the mean.
         checkpoint_steps: steps between two checkpoints (None: one after each epoch; there is always one there).
         early_stopping: epochs without a better validation loss that end the run, whose best weights are then saved;
