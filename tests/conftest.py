@@ -2,6 +2,8 @@
 make twice what two files share."""
 
 import gc
+import random
+import socket
 
 import pytest
 
@@ -16,6 +18,27 @@ JOINED = {
         "tests/keras_seq/test_bert.py",
     ),
 }
+
+
+# Below those that a system gives to its outgoing connections: one might take the port between its finding and its use.
+PORTS = range(12_000, 32_000)
+
+
+def _free_port():
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """Finds a port that nobody listens on."""
+    return _free_port
 
 
 def pytest_collection_finish():

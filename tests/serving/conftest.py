@@ -3,19 +3,12 @@
 import functools
 import gc
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 HOST = "127.0.0.1"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +18,6 @@ def frozen_heap():
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-@pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    """Finds a port that nobody listens on."""
-    return _free_port
 
 
 @pytest.fixture(scope="session")
@@ -229,14 +216,14 @@ def exports(tmp_path_factory, save_half_plus, save_text, save_typed, save_exampl
 
 
 @pytest.fixture(scope="session")
-def server(exports):
+def server(exports, free_port):
     """The embedded server in this process; `.port` and `.rest_api_port` are its ports."""
     from serving.model_server.model_config import ModelSettings
     from serving.model_server.server import ModelServer
 
     models = [ModelSettings(name, exports / name) for name in ("half", "text", "typed", "examples")]
     models[0].labels["stable"] = 3
-    port, rest_api_port = _free_port(), _free_port()
+    port, rest_api_port = free_port(), free_port()
     running = ModelServer(
         models,
         host=HOST,
@@ -253,7 +240,7 @@ def server(exports):
 
 
 @pytest.fixture(scope="session")
-def flagged_server(tmp_path_factory, save_half_plus):
+def flagged_server(tmp_path_factory, free_port, save_half_plus):
     """A second server, of the model half in two versions, with CORS and the health service; `.folder` has the model."""
     from serving.model_server.core import ModelSettings
     from serving.model_server.server import ModelServer
@@ -261,7 +248,7 @@ def flagged_server(tmp_path_factory, save_half_plus):
     folder = tmp_path_factory.mktemp("flagged")
     save_half_plus(folder / "half" / "2", 2.0)
     save_half_plus(folder / "half" / "3", 3.0)
-    port, rest_api_port = _free_port(), _free_port()
+    port, rest_api_port = free_port(), free_port()
     running = ModelServer(
         [ModelSettings("half", folder / "half")],
         host=HOST,

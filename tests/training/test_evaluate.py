@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import socket
 import types
 
 import keras
@@ -409,7 +408,7 @@ def test_running_text_behind_an_endpoint_is_refused(endpoint, copy, monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def really_served(tiny_run, tmp_path_factory):
+def really_served(tiny_run, free_port, tmp_path_factory):
     """gRPC and REST ports of an embedded server over a translator and a classifier, and their runs."""
     from serving.answers import answers_for
     from serving.export import _function
@@ -431,11 +430,7 @@ def really_served(tiny_run, tmp_path_factory):
         signatures = {"serving_default": function, row.function: function}
         tf.saved_model.save(module, str(folder / architecture / "1"), signatures=signatures)
         models.append(ModelSettings(architecture, folder / architecture))
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
+    ports = [free_port(), free_port()]
     server = ModelServer(models, host="127.0.0.1", port=ports[0], rest_api_port=ports[1])
     server.start()
     yield ports, runs

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import socket
 
 import pytest
 import tensorflow as tf
@@ -47,7 +46,7 @@ ASKED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
-def test_a_run_on_real_data_is_served_as_the_model_in_process_answers(name, real_run, tmp_path, monkeypatch):
+def test_a_run_on_real_data_is_served_as_the_model_in_process_answers(name, real_run, free_port, tmp_path, monkeypatch):
     one = real_run(name)
     answers = answers_for(*one[2:], max_new_tokens=one.recipe.max_new_tokens)
     default = SIGNATURES[answers.kind]["serving_default"]
@@ -56,7 +55,7 @@ def test_a_run_on_real_data_is_served_as_the_model_in_process_answers(name, real
     monkeypatch.setitem(SIGNATURES, answers.kind, {"serving_default": default})
     monkeypatch.setattr("serving.export._compare", lambda *_: None)  # done below, over both transports
     export_run(one.folder, tmp_path / "exports" / name)
-    port, rest_api_port = free_ports()
+    port, rest_api_port = free_port(), free_port()
     models = [ModelSettings(name, tmp_path / "exports" / name)]
     server = ModelServer(models, host="127.0.0.1", port=port, rest_api_port=rest_api_port)
     server.start()
@@ -68,10 +67,3 @@ def test_a_run_on_real_data_is_served_as_the_model_in_process_answers(name, real
                 assert alone == live
     finally:
         server.stop()
-
-
-def free_ports():
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 
@@ -129,38 +128,34 @@ def test_mirrored_on_two_cpus_interrupted_and_resumed_equals_one_without_a_stop(
     assert_the_same_run(tmp_path / "two", one)
 
 
-def free_ports():
-    sockets = [socket.socket() for _ in range(2)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+@pytest.fixture(scope="module")
+def start_two(data, free_port):
+    """start_two(code, *folders): two workers of one cluster, begun."""
 
+    def begin(code, *folders):
+        cluster = {"worker": [f"127.0.0.1:{free_port()}" for _ in range(2)]}
+        configs = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
+        return [start(data, code, [(folder, "multiworker")], TF_CONFIG=text) for folder, text in zip(folders, configs)]
 
-def start_two(data, code, *folders):
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports()]}
-    configs = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
-    return [start(data, code, [(folder, "multiworker")], TF_CONFIG=text) for folder, text in zip(folders, configs)]
+    return begin
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_and_only_the_first_writes(data, one, tmp_path):
-    finish(*start_two(data, "", tmp_path / "first", tmp_path / "second"))
+def test_two_processes_equal_one_and_only_the_first_writes(start_two, one, tmp_path):
+    finish(*start_two("", tmp_path / "first", tmp_path / "second"))
     assert_the_same_run(tmp_path / "first", one)
     assert not (tmp_path / "second").exists()
 
 
 @pytest.mark.slow
-def test_two_processes_killed_amid_an_epoch_and_resumed_equal_one_without_a_stop(data, one, tmp_path):
+def test_two_processes_killed_amid_an_epoch_and_resumed_equal_one_without_a_stop(start_two, one, tmp_path):
     folder = tmp_path / "run"
-    first, second = start_two(data, KILLED_AT_ONCE, folder, folder)
+    first, second = start_two(KILLED_AT_ONCE, folder, folder)
     finish(first, code=-signal.SIGKILL)
     second.kill()  # where the end of its sums came too late for it, it waits for the first
     second.communicate()
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-4"]
-    finish(*start_two(data, "", folder, folder))
+    finish(*start_two("", folder, folder))
     assert_the_same_run(folder, one)
 
 
