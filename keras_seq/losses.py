@@ -12,7 +12,7 @@ class TokenCrossentropy(keras.losses.Loss):
     section 7; Vaswani et al. 2017, section 5.4), computed without one-hot targets.
 
     Shapes:
-        y_true (b, t) int, y_pred logits (b, t, v), sample_weight (b, t) -> scalar.
+        y_true (b, t) int, y_pred logits (b, t, v), sample_weight (b, t) or one a row, (b,) or (b, 1) -> scalar.
 
     Args:
         label_smoothing: eps in [0, 1).
@@ -23,15 +23,38 @@ class TokenCrossentropy(keras.losses.Loss):
 
     def __init__(self, label_smoothing=0.0, name="token_crossentropy", **kwargs):
         super().__init__(name=name, **{"reduction": "mean_with_sample_weight", **kwargs})
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"TokenCrossentropy needs 0 <= label_smoothing < 1, got {label_smoothing!r}.")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = _checked(self, label_smoothing)
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        shape = ops.shape(ops.convert_to_tensor(y_pred))[:-1]
+        return super().__call__(y_true, y_pred, _of_tokens(sample_weight, shape))
 
     def call(self, y_true, y_pred):
         return _crossentropy(y_true, y_pred, self.label_smoothing)
 
     def get_config(self):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+def _checked(owner, label_smoothing):
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"{type(owner).__name__} needs 0 <= label_smoothing < 1, got {label_smoothing!r}.")
+    return label_smoothing
+
+
+def _of_tokens(sample_weight, shape):
+    """The weight of each token: that of its row, where rows have weights.
+
+    Written out, as Keras would divide by the sum of the weights that came, one a row, and not by that of the tokens'.
+    """
+    if sample_weight is None:
+        return None
+    weight = ops.convert_to_tensor(sample_weight)
+    if len(weight.shape) > len(shape):
+        weight = ops.squeeze(weight, -1)
+    while len(weight.shape) < len(shape):
+        weight = ops.expand_dims(weight, -1)
+    return ops.broadcast_to(weight, shape)
 
 
 def _crossentropy(y_true, y_pred, label_smoothing=0.0):
@@ -53,8 +76,12 @@ class _TokenMean(keras.metrics.Mean):
     """
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        values = ops.reshape(self.of_tokens(y_true, y_pred), (-1,))
-        super().update_state(values, None if sample_weight is None else ops.reshape(sample_weight, (-1,)))
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        if len(y_true.shape) == len(y_pred.shape):  # (b, 1) for (b, v), as Keras takes it too
+            y_true = ops.squeeze(y_true, -1)
+        values = self.of_tokens(y_true, y_pred)
+        weight = _of_tokens(sample_weight, ops.shape(values))
+        super().update_state(ops.reshape(values, (-1,)), None if weight is None else ops.reshape(weight, (-1,)))
 
 
 @keras.saving.register_keras_serializable("keras_seq")
@@ -65,16 +92,19 @@ class TokenLoss(_TokenMean):
     batches it would be another number.
 
     Shapes:
-        y_true (b, t) int, y_pred logits (b, t, v), sample_weight (b, t) -> scalar.
+        y_true (b, t) int, y_pred logits (b, t, v), sample_weight (b, t) or one a row, (b,) or (b, 1) -> scalar.
 
     Args:
         label_smoothing: eps in [0, 1), the loss'.
         name: of the metric.
+
+    Raises:
+        ValueError: label_smoothing outside [0, 1).
     """
 
     def __init__(self, label_smoothing=0.0, name="token_loss", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = _checked(self, label_smoothing)
 
     def of_tokens(self, y_true, y_pred):
         return _crossentropy(y_true, y_pred, self.label_smoothing)
@@ -88,7 +118,7 @@ class TokenPerplexity(_TokenMean):
     """exp of the mean negative log-probability over all real tokens seen since the last reset.
 
     Shapes:
-        y_true (b, t) int, y_pred logits (b, t, v), sample_weight (b, t) -> scalar.
+        y_true (b, t) int, y_pred logits (b, t, v), sample_weight (b, t) or one a row, (b,) or (b, 1) -> scalar.
 
     Args:
         name: of the metric.
@@ -109,7 +139,7 @@ class TokenAccuracy(_TokenMean):
     """Share of real tokens (or of rows, for labels (b,)) whose likeliest id is the true one.
 
     Shapes:
-        y_true (b, t) int, y_pred logits (b, t, v), sample_weight (b, t) -> scalar.
+        y_true (b, t) int, y_pred logits (b, t, v), sample_weight (b, t) or one a row, (b,) or (b, 1) -> scalar.
 
     Args:
         name: of the metric.

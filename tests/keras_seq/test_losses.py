@@ -64,10 +64,35 @@ def test_config_round_trip(thing):
     assert type(thing).from_config(thing.get_config()).get_config() == thing.get_config()
 
 
+@pytest.mark.parametrize("thing", [TokenCrossentropy, TokenLoss])
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
-def test_label_smoothing_outside_its_range_is_refused(smoothing):
-    with pytest.raises(ValueError, match=f"TokenCrossentropy needs 0 <= label_smoothing < 1, got {smoothing}."):
-        TokenCrossentropy(smoothing)
+def test_label_smoothing_outside_its_range_is_refused(thing, smoothing):
+    with pytest.raises(ValueError, match=f"{thing.__name__} needs 0 <= label_smoothing < 1, got {smoothing}."):
+        thing(smoothing)
+
+
+MEASURES = [TokenCrossentropy, TokenLoss, TokenPerplexity, TokenAccuracy]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_weight_of_a_row_is_that_of_each_of_its_tokens(measure):
+    of_rows = np.array([2.0, 0.0, 0.5], "float32")
+    written_out = float(measure()(TRUE, LOGITS, np.repeat(of_rows[:, None], 7, 1)))
+    for weight in (of_rows, of_rows[:, None]):
+        assert float(measure()(TRUE, LOGITS, weight)) == pytest.approx(written_out, rel=1e-6)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_labels_and_weights_may_have_a_last_axis_of_one(measure):
+    true, weight = TRUE[:, 0], np.array([2.0, 1.0, 0.5], "float32")
+    expected = float(measure()(true, LOGITS[:, 0], weight))
+    assert float(measure()(true[:, None], LOGITS[:, 0], weight[:, None])) == pytest.approx(expected, rel=1e-6)
+    assert float(measure()(TRUE[..., None], LOGITS, REAL[..., None])) == float(measure()(TRUE, LOGITS, REAL))
+
+
+def test_one_hot_labels_are_refused_by_the_accuracy_even_where_they_would_broadcast():
+    with pytest.raises(Exception, match=r"(?i)squeeze"):  # of each backend another
+        TokenAccuracy()(np.eye(11), np.eye(11))
 
 
 @pytest.mark.parametrize("metric", [TokenPerplexity, TokenAccuracy])
