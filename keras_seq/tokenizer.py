@@ -185,14 +185,15 @@ class Tokenizer(abc.ABC):
     def _int32(self, ids):
         import tensorflow as tf
 
-        # Clipped first: a 64-bit id would wrap around into the vocabulary.
-        return tf.cast(tf.clip_by_value(tf.convert_to_tensor(ids), -1, self.vocabulary_size), tf.int32)
+        # Signed and wide, then clipped, then narrow: of a few bits, or none for the sign, neither -1 nor the size fits,
+        # and a 64-bit id would wrap around into the vocabulary. What int64 does not hold of uint64 becomes negative.
+        return tf.cast(tf.clip_by_value(tf.cast(ids, tf.int64), -1, self.vocabulary_size), tf.int32)
 
     def detokenize(self, ids):
         """Strings of ids. Padding, start, end and ids outside the vocabulary are dropped; unknown and mask are shown.
 
         Args:
-            ids: int32 or int64 (b, tokens), ragged or padded; or (tokens,); or with further axes in front.
+            ids: integers (b, tokens), ragged or padded; or (tokens,); or with further axes in front.
         Returns:
             string tensor of the axes in front: (b,), or () for (tokens,).
         Raises:
@@ -201,9 +202,9 @@ class Tokenizer(abc.ABC):
         import tensorflow as tf
 
         if isinstance(ids, (list, tuple)):
-            ids = tf.ragged.constant(ids, dtype=tf.int32)
+            ids = tf.ragged.constant(ids, dtype=tf.int64)
         if isinstance(ids, tf.RaggedTensor):
-            ids = ids.to_tensor(default_value=-1)
+            ids = tf.cast(ids, tf.int64).to_tensor(default_value=-1)
         ids = self._int32(ids)
         if ids.shape.rank == 0:
             raise ValueError(f"detokenize needs ids with at least one axis, got shape={tuple(ids.shape)}.")

@@ -402,6 +402,15 @@ def test_detokenize_drops_padding_start_and_end_and_shows_unknown_and_mask(wordp
     assert wordpiece.detokenize(tf.constant(ids[1:] * 6, shape=(3, 2, 5))).numpy().tolist() == [[b""] * 2] * 3
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32", "uint64"])
+def test_ids_stored_in_any_integers_are_the_same_text(wordpiece, dtype):
+    stored = np.array([[*range(5, 100), np.iinfo(dtype).max]], dtype)
+    shown = wordpiece.detokenize([[i for i in stored[0].tolist() if i < wordpiece.vocabulary_size]]).numpy().tolist()
+    assert len(shown[0]) > 95
+    for ids in (stored, tf.RaggedTensor.from_tensor(stored)):
+        assert wordpiece.detokenize(ids).numpy().tolist() == shown
+
+
 def test_tokens_shown_to_people_are_text_where_they_are_text(bpe, wordpiece):
     ids = tf.constant([[3, bpe.token_to_id("Ġ"), bpe.token_to_id("ê")], [-1, 401, 0]])
     assert bpe.ids_to_tokens(ids).numpy().tolist() == [[b"!", b" ", "ê".encode()], [b"", b"", b"<pad>"]]
