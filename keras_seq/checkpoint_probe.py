@@ -72,7 +72,10 @@ def of_model(model):
 
 
 def compared(model, probe, place):
-    """The largest difference of a model's answers from a probe's, and the probe with it noted under this backend."""
+    """The largest difference of a model's answers from a probe's, and the probe with it noted under this backend.
+
+    NaN where either has one.
+    """
     ours = {name: kept(one) for name, one in answers(model, probe["inputs"]).items()}
     theirs = {name: np.array(one, "float32") for name, one in probe["outputs"].items()}
     sizes = [{name: one.size for name, one in outputs.items() if name in theirs} for outputs in (ours, theirs)]
@@ -80,5 +83,6 @@ def compared(model, probe, place):
         raise ValueError(
             f"load_checkpoint needs a probe of outputs {sizes[0]} (values each), got {sizes[1]} in {place}."
         )
-    largest = max(float(np.max(np.abs(ours[name] - one))) for name, one in theirs.items())
+    # NumPy's maximum of all at once: Python's of several would pass over NaN.
+    largest = float(np.max(np.concatenate([np.abs(ours[name] - one) for name, one in theirs.items()])))
     return largest, {**probe, "differences": {**probe.get("differences", {}), keras.backend.backend(): largest}}

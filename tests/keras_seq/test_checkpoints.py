@@ -61,6 +61,10 @@ def test_the_probe_is_compared_with_and_kept(tmp_path, capsys):
     assert capsys.readouterr().out == said
     differences = json.loads(place.read_text())["differences"]
     assert differences.keys() == {"other", keras.backend.backend()} and differences["other"] == 0.5
+    probe["outputs"]["sequence_output"][3] = float("nan")  # the last of the two
+    place.write_text(json.dumps(probe))
+    load_checkpoint(folder)
+    assert "largest difference nan from" in capsys.readouterr().out
     probe["outputs"]["pooled_output"].pop()
     place.write_text(json.dumps(probe))
     with pytest.raises(ValueError, match=r"needs a probe of outputs .*'pooled_output': 36.*, got .*35"):
