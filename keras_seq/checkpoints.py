@@ -84,8 +84,9 @@ def save_checkpoint(model, path, **config):
             and what else transformers' generation and pipelines want to know.
 
     Raises:
-        ValueError: a model that has no such form, by the arguments that stand in the way.
+        ValueError: a model that has no such form, by the arguments that stand in the way; weights of integers.
     """
+    _refuse_integers(model)
     written = _with_sines_first(model)
     name, architecture = written_as(written)
     files = {
@@ -174,13 +175,16 @@ def _tensors(model, architecture):
     for row in rows_of(architecture, model):
         if any(map(row.theirs.startswith, architecture.unused)):
             continue
-        for one in row.ours:
-            if "int" in str(one.dtype):
-                raise ValueError(f"save_checkpoint needs float weights, got {one.dtype} for tensor {row.theirs!r}.")
         value = np.concatenate([_array(one) for one in row.ours], axis=-1)
         value = value.T if row.form == TRANSPOSED else value[None] if row.form == ONE_ROW else value
         tensors[row.theirs if row.head else prefix + row.theirs] = np.ascontiguousarray(value)
     return tensors
+
+
+def _refuse_integers(model):
+    for one in getattr(model, "weights", ()):  # what is no model is refused with those that have no such form
+        if "int" in str(one.dtype):
+            raise ValueError(f"save_checkpoint needs float weights, got {one.dtype} for {one.path!r}.")
 
 
 def _array(variable):

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -331,10 +332,10 @@ def test_a_model_without_such_a_form_is_refused_by_its_arguments(tmp_path):
         save_checkpoint(keras_seq.BERT(5, **sizes, activation="mish"), tmp_path)
     with pytest.raises(ValueError, match=r"to write GPT2LMHeadModel: position_encoding='learned' \(got 'rotary'\)"):
         save_checkpoint(keras_seq.GPT(5, **sizes, position_encoding="rotary"), tmp_path)
-    quantized = keras_seq.GPT(5, **sizes)
-    quantized.blocks[0].feed_forward.intermediate_dense.quantize("int8")
-    with pytest.raises(ValueError, match=r"needs float weights, got int8 for tensor 'h\.0\.mlp\.c_fc\.weight'"):
-        save_checkpoint(quantized, tmp_path)
+    for quantized in (keras_seq.GPT(5, **sizes), keras_seq.Transformer(5, 7, **sizes)):
+        next(one for one in quantized._flatten_layers() if isinstance(one, keras.layers.Dense)).quantize("int8")
+        with pytest.raises(ValueError, match=r"needs float weights, got int8 for '.*/kernel'\."):
+            save_checkpoint(quantized, tmp_path)
     with pytest.raises(ValueError, match=r"normalize_first=True \(got False\); .* intermediate_dim=8 \(got 3\)"):
         save_checkpoint(keras_seq.GPT(5, **sizes, normalize_first=False), tmp_path)
     assert not list(tmp_path.iterdir())
