@@ -102,3 +102,10 @@ def config_of(model, name, architecture):
     family, body = FAMILIES[architecture.model_type], body_of(architecture, model)
     head = {"architectures": [name], "model_type": architecture.model_type, "dtype": "float32"}
     return {**head, **family.defaults, **_keys(family, body), **architecture.extra(model)}
+
+
+def with_label_ids(config):
+    """A config's keys with label2id, where they have id2label alone: transformers would show another's."""
+    if not config.get("id2label"):
+        return config
+    return {"label2id": {name: int(i) for i, name in config["id2label"].items()}, **config}

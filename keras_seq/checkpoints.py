@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_seq import checkpoint_probe
-from keras_seq.checkpoint_configs import architecture_name, arguments_of, config_of, written_as
+from keras_seq.checkpoint_configs import architecture_name, arguments_of, config_of, with_label_ids, written_as
 from keras_seq.checkpoint_tables import ARCHITECTURES, FAMILIES, ONE_ROW, TRANSPOSED, rows_of, shape_of
 from keras_seq.embeddings import TokenEmbedding
 from keras_seq.models.transformer import Transformer
@@ -81,7 +81,8 @@ def save_checkpoint(model, path, **config):
         model: one of those.
         path: the folder; made if it is not there.
         **config: further keys of `config.json`: `eos_token_id`, `pad_token_id`, `decoder_start_token_id`, `id2label`
-            and what else transformers' generation and pipelines want to know.
+            (from which `label2id` is made where it is not given) and what else transformers' generation and pipelines
+            want to know.
 
     Raises:
         ValueError: a model that has no such form, by the arguments that stand in the way; weights of integers.
@@ -91,7 +92,7 @@ def save_checkpoint(model, path, **config):
     name, architecture = written_as(written)
     files = {
         WEIGHTS: _safetensors_bytes(_tensors(written, architecture)),
-        CONFIG: _json_bytes({**config_of(written, name, architecture), **config}),
+        CONFIG: _json_bytes({**config_of(written, name, architecture), **with_label_ids(config)}),
         PROBE: _json_bytes(checkpoint_probe.of_model(model)),
     }
     folder = pathlib.Path(path)

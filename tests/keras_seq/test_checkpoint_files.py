@@ -214,6 +214,13 @@ def test_a_missing_shard_and_a_wrong_index_are_named(copy):
         load_checkpoint(folder)
 
 
+def test_the_ids_of_labels_are_those_of_their_names_unless_given(tmp_path):
+    for given, expected in (({}, {"bad": 0, "good": 1}), ({"label2id": {"b": 0, "g": 1}}, {"b": 0, "g": 1})):
+        bert = keras_seq.BERT(5, num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=3)
+        save_checkpoint(keras_seq.BERTClassifier(bert, 2), tmp_path, id2label={0: "bad", 1: "good"}, **given)
+        assert json.loads((tmp_path / "config.json").read_text())["label2id"] == expected
+
+
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
