@@ -42,7 +42,7 @@ def arguments_of(config, model_type, place):
         if value is None:
             value = default(config) if callable(default) else default
         if names is not None:
-            if value not in names:
+            if value not in tuple(names):  # as it may be a list, which no dict can look up
                 raise ValueError(f"load_checkpoint needs {key} in {tuple(names)}, got {value!r} in {place}.")
             value = names[value]
         if argument != "dropout" and found.get(argument, value) != value:

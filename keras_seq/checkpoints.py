@@ -103,7 +103,8 @@ def save_checkpoint(model, path, **config):
 def _compare(folder, model):
     place = folder / PROBE
     if place.exists():
-        difference, probe = checkpoint_probe.compared(model, _json(place), place)
+        probe = _json(place, inputs=dict, outputs=dict, written_by=str)
+        difference, probe = checkpoint_probe.compared(model, probe, place)
         print(f"{folder}: largest difference {difference:.1e} from the answers in {PROBE} of {probe['written_by']}")
     else:
         probe = checkpoint_probe.of_model(model)
@@ -247,7 +248,12 @@ def _open(folder):
         return config, _safetensors(folder / WEIGHTS)
     if INDEX not in there:
         raise ValueError(f"load_checkpoint needs {WEIGHTS} or {INDEX} in {folder}, got {there}.")
-    places, shards = _json(folder / INDEX)["weight_map"], {}
+    return config, _sharded(folder, there)
+
+
+def _sharded(folder, there):
+    """The tensors of an index and of its shards, which have to agree."""
+    places, shards = _json(folder / INDEX, weight_map=dict)["weight_map"], {}
     for name, shard in places.items():
         if shard not in there:
             raise ValueError(f"load_checkpoint needs file {shard} for tensor {name!r}, got {there} in {folder}.")
@@ -257,14 +263,23 @@ def _open(folder):
             raise ValueError(
                 f"load_checkpoint needs tensor {name!r} in {shard}, where {INDEX} has it; it is not there."
             )
-    return config, {name: shards[shard][name] for name, shard in places.items()}
+    for shard, tensors in shards.items():
+        surplus = [name for name in tensors if name not in places]
+        if surplus:
+            raise ValueError(f"load_checkpoint needs every tensor of {shard} in {INDEX}, which lacks {_list(surplus)}.")
+    return {name: shards[shard][name] for name, shard in places.items()}
 
 
-def _json(place):
+def _json(place, **types):
+    """The object in a file, and in it what it cannot do without."""
     try:
-        return json.loads(place.read_text("utf-8"))
+        content = json.loads(place.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"load_checkpoint needs JSON in {place}: {error}.") from error
+    if not isinstance(content, dict) or any(not isinstance(content.get(key), one) for key, one in types.items()):
+        needed = f" with {', '.join(f'{key} ({one.__name__})' for key, one in types.items())}" if types else ""
+        raise ValueError(f"load_checkpoint needs an object{needed} in {place}, got {content!r:.100}.")
+    return content
 
 
 def _safetensors(place):

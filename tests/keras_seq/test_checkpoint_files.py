@@ -214,6 +214,29 @@ def test_a_missing_shard_and_a_wrong_index_are_named(copy):
         load_checkpoint(folder)
 
 
+def test_a_tensor_that_the_index_does_not_have_in_its_shard_is_named(copy):
+    folder = copy("gpt2_sharded")
+    place = folder / "model-00002-of-00003.safetensors"
+    save_file({**load_file(place), "transformer.h.7.surplus": np.ones(2, "float32")}, place)
+    with pytest.raises(ValueError, match=r"every tensor of model-00002-.* which lacks 'transformer\.h\.7\.surplus'\."):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", r"needs an object in .*/config\.json, got \[\]\."),
+        ("model.safetensors.index.json", '{"a": 1}', r"an object with weight_map \(dict\) in .*, got \{'a': 1\}\."),
+        ("keras_seq_probe.json", "{}", r"with inputs \(dict\), outputs .* in .*/keras_seq_probe\.json, got \{\}\."),
+    ],
+)
+def test_a_file_without_what_has_to_be_in_it_is_named(name, content, message, copy):
+    folder = copy("gpt2_sharded")
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(folder)
+
+
 def test_the_ids_of_labels_are_those_of_their_names_unless_given(tmp_path):
     for given, expected in (({}, {"bad": 0, "good": 1}), ({"label2id": {"b": 0, "g": 1}}, {"b": 0, "g": 1})):
         bert = keras_seq.BERT(5, num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=3)
@@ -242,6 +265,7 @@ def test_the_ids_of_labels_are_those_of_their_names_unless_given(tmp_path):
         ("gpt2", {"n_layer": None}, r"needs n_layer for gpt2, got none"),
         ("bert", {"position_embedding_type": "relative_key"}, r"position_embedding_type='absolute' .* 'relative_key'"),
         ("bert", {"hidden_act": "mish"}, r"needs hidden_act in \('gelu', .* got 'mish'"),
+        ("bert", {"hidden_act": ["gelu"]}, r"needs hidden_act in \('gelu', .* got \['gelu'\]"),
         ("bert", {"is_decoder": True}, r"needs is_decoder=False for bert, got True"),
         (
             "marian",
