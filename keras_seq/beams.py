@@ -104,8 +104,9 @@ class _Search:
         steps_rv = self.constraints.apply(plain_rv, carry["history"], index, self.ends)
         steps_bwv = ops.reshape(steps_rv, (self.batch, self.width, vocabulary))
         totals_bk = ops.reshape(carry["ranking"][:, :, None] + steps_bwv, (self.batch, self.width * vocabulary))
-        # Twice as many candidates as beams: even if `width` of them end here, `width` go on.
-        totals_bk, flat_bk = ops.top_k(totals_bk, min(2 * self.width, self.width * vocabulary))
+        # So many that `width` go on even if each beam ends here in every way it can.
+        ways = max(2, 1 + len({end for end in self.ends if end >= 0}))
+        totals_bk, flat_bk = ops.top_k(totals_bk, min(ways, vocabulary) * self.width)
         source_bk, token_bk = flat_bk // vocabulary, ops.cast(flat_bk % vocabulary, "int32")
         plain_bk = _pick(ops.reshape(plain_rv, (self.batch, self.width * vocabulary)), flat_bk)
         here_n = ops.arange(self.max_new_tokens)[None, None] == index

@@ -4,16 +4,12 @@
 the same inside a graph, for export.
 """
 
-import dataclasses
-import weakref
-
-import numpy as np
 from keras import ops, tree
 
 from keras_seq import backend
 from keras_seq.beams import beam_search
-from keras_seq.positions import check_length
-from keras_seq.samplers import BeamSampler, Constraints, GreedySampler, History, RandomSampler, draw
+from keras_seq.calls import Call, checked, vocabulary_sizes
+from keras_seq.samplers import BeamSampler, Constraints, History, RandomSampler, draw
 
 FREE = Constraints()
 
@@ -39,13 +35,14 @@ def generate(model, inputs, max_new_tokens, end_token_id, start_token_id=None, s
 
     Raises:
         ValueError: max_new_tokens < 1, num_beams < 1, options out of range or not one a row, no start token for a model
-            without a prompt, an input that is missing, or more positions than the model has.
+            without a prompt, an input that is missing, ids that the vocabulary does not have, a prompt that is not
+            padded on the right, or more positions than the model has.
     """
-    call = _Call(model, inputs, max_new_tokens, end_token_id, start_token_id, sampler, constraints)
-    ends = call.ends
+    call = Call(model, inputs, max_new_tokens, end_token_id, start_token_id, sampler, constraints)
+    most, ends, start = call.max_new_tokens, call.ends, call.start
 
     def run(model, inputs, sampler, constraints):
-        return decode(model, inputs, max_new_tokens, ends, start_token_id, sampler, constraints=constraints)
+        return decode(model, inputs, most, ends, start, sampler, constraints=constraints)
 
     return tree.map_structure(ops.convert_to_numpy, call.function(run, any_shape=True)(call.inputs, call.options))
 
@@ -61,18 +58,22 @@ def stream(model, inputs, max_new_tokens, end_token_id, start_token_id=None, sam
     """
     if isinstance(sampler, BeamSampler):
         raise ValueError(f"stream needs a GreedySampler or a RandomSampler, got {sampler!r}.")
-    call = _Call(model, inputs, max_new_tokens, end_token_id, start_token_id, sampler, constraints)
-    ends = call.ends
+    # Checked here, at the call; a generator's body would wait for the first token to be asked for.
+    return _tokens(Call(model, inputs, max_new_tokens, end_token_id, start_token_id, sampler, constraints))
+
+
+def _tokens(call):
+    most, ends, start = call.max_new_tokens, call.ends, call.start
 
     def begin(model, inputs, sampler, constraints):
-        return _first(model, inputs, max_new_tokens, start_token_id, sampler, constraints)
+        return _first(model, inputs, most, start, sampler, constraints)
 
     def advance(model, carry, sampler, constraints):
-        return _grow(model, carry, max_new_tokens, ends, sampler, constraints)
+        return _grow(model, carry, most, ends, sampler, constraints)
 
     carry = call.function(begin, any_shape=True)(call.inputs, call.options)
     grow = call.function(advance)
-    while _goes_on(carry, max_new_tokens):
+    while _goes_on(carry, most):
         carry = grow(carry, call.options)
         yield ops.convert_to_numpy(carry["token"])
 
@@ -83,7 +84,7 @@ def score(model, inputs, target_ids, target_mask, start_token_id=None):
     Args:
         model: one of the four that generate.
         inputs: as for `generate`.
-        target_ids: (b, n) int32, without prompt and start token; with the end token, if it is to count.
+        target_ids: (b, n) int32, n >= 1, without prompt and start token; with the end token, if it is to count.
         target_mask: (b, n), 1 = real, padding on the right.
         start_token_id: as for `generate`.
 
@@ -92,77 +93,23 @@ def score(model, inputs, target_ids, target_mask, start_token_id=None):
         float32, their sums; lengths (b,) int32.
 
     Raises:
-        ValueError: as `generate`, and a target whose shape is not that of its mask.
+        ValueError: as `generate`, and a target whose shape is not that of its mask or whose rows are not the source's.
     """
-    target_ids, target_mask = np.asarray(target_ids, "int32"), np.asarray(target_mask, "bool")
-    if target_ids.shape != target_mask.shape or target_ids.ndim != 2:
-        raise ValueError(f"score needs target_ids and target_mask (b, n), got {target_ids.shape}, {target_mask.shape}.")
-    call = _Call(model, inputs, max(1, target_ids.shape[1]), -1, start_token_id, None, {})
-    target = {"ids": ops.convert_to_tensor(target_ids), "mask": ops.convert_to_tensor(target_mask)}
+    ids, mask = checked("target_ids", target_ids, target_mask, vocabulary_sizes(model)[1], padded_right=True)
+    if not ids.shape[1]:
+        raise ValueError(f"score needs target_ids (b, n) with n >= 1, got {ids.shape}.")
+    call = Call(model, inputs, ids.shape[1], -1, start_token_id, None, {})
+    if len(ids) != call.batch:
+        raise ValueError(f"score needs as many targets as sources or prompts, {call.batch}, got {len(ids)}.")
+    target, start = {"ids": ops.convert_to_tensor(ids), "mask": ops.convert_to_tensor(mask)}, call.start
 
     def run(model, inputs_and_target, sampler, constraints):
         inputs, target = inputs_and_target
-        return score_of(model, inputs, target["ids"], target["mask"], start_token_id)
+        return score_of(model, inputs, target["ids"], target["mask"], start)
 
-    call.key = (start_token_id,)  # the target's length is a shape, not a setting
+    call.key = (start,)  # the target's length is a shape, not a setting
     scored = call.function(run, any_shape=True)((call.inputs, target), call.options)
     return tree.map_structure(ops.convert_to_numpy, scored)
-
-
-class _Call:
-    """One user's call: its arguments checked and converted, and the function compiled for its setting."""
-
-    def __init__(self, model, inputs, max_new_tokens, end_token_id, start_token_id, sampler, constraints):
-        self.sampler = GreedySampler() if sampler is None else sampler
-        if not isinstance(self.sampler, GreedySampler | RandomSampler | BeamSampler):
-            raise ValueError(f"generate needs a GreedySampler, RandomSampler or BeamSampler, got {sampler!r}.")
-        self.constraints = Constraints(**constraints)
-        never = tuple(int(one) for one in self.constraints.suppress_tokens)
-        self.constraints = dataclasses.replace(self.constraints, suppress_tokens=never)
-        if max_new_tokens < 1:
-            raise ValueError(f"generate needs max_new_tokens >= 1, got max_new_tokens={max_new_tokens!r}.")
-        needed = [name for name in model.input if not name.startswith("decoder_")]
-        if sorted(inputs) != sorted(needed):
-            raise ValueError(f"generate needs inputs {needed}, got {sorted(inputs)}.")
-        # One dtype each, for whatever ints or bools the masks came as there is one trace.
-        self.inputs = {name: ops.cast(inputs[name], "bool" if name.endswith("mask") else "int32") for name in needed}
-        batch, length = self.inputs[needed[0]].shape
-        prompted = "token_ids" in inputs
-        if start_token_id is None and not prompted:
-            raise ValueError(f"generate needs start_token_id for {type(model).__name__}, got None.")
-        if prompted and isinstance(sampler, BeamSampler) and sampler.covers:
-            raise ValueError(f"coverage_penalty needs a model with a source, got {type(model).__name__}.")
-        new = max_new_tokens + (length + (start_token_id is not None) if prompted else 0)
-        check_length(model, max(length, new), getattr(model, "max_sequence_length", None))
-        self.ends = tuple(int(one) for one in np.ravel(end_token_id))
-        sampler_options, sampler_key = self.sampler.options(batch)
-        constraint_options, constraint_key = self.constraints.options(batch)
-        self.options = (sampler_options, constraint_options)
-        self.key = (sampler_key, constraint_key, max_new_tokens, self.ends, start_token_id)
-        self.model = model
-
-    def function(self, run, any_shape=False):
-        """`run(model, inputs, sampler, constraints)` compiled; the same for every call of one setting."""
-        key = (run.__qualname__, *self.key)
-        functions = _COMPILED.setdefault(self.model, {})
-        if key not in functions:
-            # Weakly: the function is kept for as long as the model lives, and would else keep it alive.
-            model, sampler, constraints = weakref.ref(self.model), self.sampler, self.constraints
-
-            def compilable(inputs, options):
-                chosen = dataclasses.replace(sampler, **options[0])
-                return run(model(), inputs, chosen, dataclasses.replace(constraints, **options[1]))
-
-            functions[key] = backend.compiled(compilable, self.model, any_shape)
-        return functions[key]
-
-
-_COMPILED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-def forget(model):
-    """Drops what was traced for a model whose weights are no longer the same objects."""
-    _COMPILED.pop(model, None)
 
 
 def decode(
@@ -294,7 +241,8 @@ def score_of(model, inputs, target_ids, target_mask, start_token_id=None):
         logits = model({**inputs, **decoder}, training=False)
     else:
         ids, mask = _prompt(inputs, start_token_id)
-        count_b1 = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True)
+        # Of a prompt without a token its first place is read, as `generate` does.
+        count_b1 = ops.maximum(ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True), 1)
         width, room = ops.shape(ids)[1], ops.shape(target_ids)[1]
         # Each row's target right after its prompt; the last target token need not be read.
         places = ops.arange(width + room - 1)[None]

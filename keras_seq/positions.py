@@ -2,13 +2,15 @@
 whole sequence (0, 1, 2, ...) and one step of it (where each row stands).
 """
 
+import numbers
+
 import keras
 from keras import ops
 
 
 def check_length(model, length, limit):
     """No more positions are read or kept than the model has; `limit` None: it has no bound."""
-    if limit is not None and isinstance(length, int) and length > limit:
+    if limit is not None and isinstance(length, numbers.Integral) and length > limit:
         name = type(model).__name__
         raise ValueError(
             f"{name} has max_sequence_length={limit} positions, prompt included, got a request for length={length}."

@@ -41,11 +41,13 @@ class RandomSampler:
     def options(self, batch):
         """See GreedySampler.options."""
         seeds = np.random.randint(2**31 - 1, size=batch) if self.seeds is None else self.seeds
+        if backend.BACKEND == "jax":
+            seeds = _in_32_bits(seeds)
         options = {
-            "temperature": _rows(self, self.temperature, "float32", batch),
-            "top_k": _rows(self, self.top_k, "int32", batch),
-            "top_p": _rows(self, self.top_p, "float32", batch),
-            "seeds": _rows(self, seeds, "int64" if backend.BACKEND == "tensorflow" else "int32", batch),
+            "temperature": _rows("temperature", self.temperature, "float32", batch),
+            "top_k": _rows("top_k", self.top_k, "int32", batch),
+            "top_p": _rows("top_p", self.top_p, "float32", batch),
+            "seeds": _rows("seeds", seeds, "int64" if backend.BACKEND == "tensorflow" else "int32", batch),
         }
         return options, "random"
 
@@ -77,9 +79,9 @@ class BeamSampler:
         """See GreedySampler.options."""
         if self.num_beams < 1:
             raise ValueError(f"BeamSampler needs num_beams >= 1, got num_beams={self.num_beams!r}.")
-        options = {"length_penalty": _rows(self, self.length_penalty, "float32", batch)}
+        options = {"length_penalty": _rows("length_penalty", self.length_penalty, "float32", batch)}
         if self.covers:
-            options["coverage_penalty"] = _rows(self, self.coverage_penalty, "float32", batch)
+            options["coverage_penalty"] = _rows("coverage_penalty", self.coverage_penalty, "float32", batch)
         return options, ("beam", self.num_beams, *options)
 
 
@@ -111,13 +113,13 @@ class Constraints:
         """See GreedySampler.options."""
         if self.no_repeat_ngram_size < 0:
             raise ValueError(f"generate needs no_repeat_ngram_size >= 0, got {self.no_repeat_ngram_size!r}.")
-        if np.any(np.asarray(self.repetition_penalty) <= 0):
+        if not np.all(np.asarray(self.repetition_penalty) > 0):
             raise ValueError(f"generate needs repetition_penalty > 0, got {self.repetition_penalty!r}.")
         options = {}
         if not _is(self.min_new_tokens, 0):
-            options["min_new_tokens"] = _rows(self, self.min_new_tokens, "int32", batch)
+            options["min_new_tokens"] = _rows("min_new_tokens", self.min_new_tokens, "int32", batch)
         if not _is(self.repetition_penalty, 1.0):
-            options["repetition_penalty"] = _rows(self, self.repetition_penalty, "float32", batch)
+            options["repetition_penalty"] = _rows("repetition_penalty", self.repetition_penalty, "float32", batch)
         if self.prefix is not None:
             prefix = np.asarray(self.prefix)
             if prefix.ndim != 2 or prefix.shape[0] != batch or prefix.shape[1] < 1:
@@ -212,13 +214,25 @@ def _is(value, off):
     return isinstance(value, int | float) and value == off
 
 
-def _rows(chosen, value, dtype, batch):
+def _rows(name, value, dtype, batch):
     """An option as a tensor, one number a row."""
-    value = np.asarray(value)
-    if value.shape not in ((), (batch,)):
-        name = type(chosen).__name__
-        raise ValueError(f"{name} needs options that are scalars or one a row, got shape {value.shape} for {batch}.")
-    return ops.convert_to_tensor(np.broadcast_to(value, (batch,)).astype(dtype))
+    values = np.asarray(value)
+    if values.shape not in ((), (batch,)):
+        raise ValueError(f"generate needs {name} as a scalar or one a row, {batch}, got shape {values.shape}.")
+    if values.dtype.kind not in "iuf" or not np.all(np.isfinite(values)):
+        raise ValueError(f"generate needs {name} as finite numbers, got {value!r}.")
+    if "int" in dtype and np.any(values != np.floor(values)):
+        raise ValueError(f"generate needs {name} as whole numbers, got {value!r}.")
+    return ops.convert_to_tensor(np.broadcast_to(values, (batch,)).astype(dtype))
+
+
+def _in_32_bits(seeds):
+    """JAX' integers: those of 64 bits folded, all others as they are, and what is no integer for `_rows` to refuse."""
+    seeds = np.asarray(seeds)
+    if seeds.dtype.kind not in "iu":
+        return seeds
+    low, high = seeds.astype("int64").astype("int32"), seeds.astype("int64") >> 32
+    return low ^ (high - (low >> 31)).astype("int32")
 
 
 def draw(logits_bv, uniform_b, sampler):
@@ -226,8 +240,10 @@ def draw(logits_bv, uniform_b, sampler):
     temperature_b1 = ops.cast(sampler.temperature, "float32")[:, None]
     safe_b1 = ops.where(temperature_b1 > 0, temperature_b1, 1.0)
     # The greatest taken away first: divided by a tiny temperature it would be infinite, and the softmax not a number.
-    logits_bv = logits_bv - ops.max(logits_bv, axis=-1, keepdims=True)
-    sorted_bv, ids_bv = ops.top_k(logits_bv / safe_b1, logits_bv.shape[-1])
+    scaled_bv = (logits_bv - ops.max(logits_bv, axis=-1, keepdims=True)) / safe_b1
+    # What may not be written stays so at any temperature.
+    scaled_bv = ops.where(logits_bv <= IMPOSSIBLE / 2, IMPOSSIBLE, scaled_bv)
+    sorted_bv, ids_bv = ops.top_k(scaled_bv, logits_bv.shape[-1])
     ranks_v = ops.arange(logits_bv.shape[-1])[None]
     top_k_b1 = ops.cast(sampler.top_k, "int32")[:, None]
     probabilities_bv = ops.softmax(ops.where((top_k_b1 <= 0) | (ranks_v < top_k_b1), sorted_bv, IMPOSSIBLE))

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_seq import generation
+from keras_seq import calls
 from keras_seq.blocks import DecoderBlock, EncoderBlock
 
 ATTENTION = ("query", "value")
@@ -71,4 +71,4 @@ def enable_gradient_checkpointing(model):
 def forget_traces(model):
     """Drops what `generate` has traced: it would go on with the weights as they were."""
     for layer in model._flatten_layers():
-        generation.forget(layer)
+        calls.forget(layer)

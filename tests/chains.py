@@ -18,6 +18,7 @@ class Chain:
 
     def __init__(self, vocabulary=5, spread=2.0, seed=0):
         random = np.random.default_rng(seed)
+        self.source_vocabulary_size, self.target_vocabulary_size = 101, vocabulary
         self.table = (random.normal(size=(101, vocabulary)) * spread).astype("float32")
         # What is looked at among two source positions.
         self.attention = random.dirichlet([0.3, 0.3], size=101).astype("float32")

@@ -11,7 +11,7 @@ from keras_seq import BeamSampler
 
 def reference_beam_search(chain, first, count, end, width, penalty, restrict=lambda scores, tokens: scores, cover=0.0):
     """Transformers' rule in plain Python: (rank, score, tokens), best first."""
-    beams, done = [(0.0, ())], []
+    beams, done, ends = [(0.0, ())], [], np.ravel(end)
     for length in range(1, count + 1):
         grown = [
             (s + p, (*tokens, v))
@@ -19,8 +19,8 @@ def reference_beam_search(chain, first, count, end, width, penalty, restrict=lam
             for v, p in enumerate(restrict(chain.log_p(first, tokens), tokens))
             if p > -1e8
         ]
-        grown = sorted(grown, reverse=True)[: 2 * width]
-        ending = [one[1][-1] == end or length == count for one in grown]
+        grown = sorted(grown, reverse=True)[: max(2, 1 + len(ends)) * width]
+        ending = [one[1][-1] in ends or length == count for one in grown]
 
         def rank(s, tokens):
             covered = np.log(np.minimum(chain.coverage(first, tokens), 1)).sum() if cover else 0.0
@@ -43,6 +43,16 @@ def test_beam_search_equals_the_rule_in_plain_python(width, penalty):
         expected = reference_beam_search(chain, first, 7, 2, width, penalty)
         beams = {name: one[row] for name, one in result.items()}
         for beam, (_, score, tokens) in enumerate(expected):
+            check_row(beams, beam, tokens, score)
+
+
+def test_beams_go_on_beside_all_the_ends_there_are():
+    # All tokens are nearly as likely, and most of them end: of six candidates three need not be left.
+    chain, firsts, ends = Chain(vocabulary=11, spread=0.1), tuple(range(37)), (1, 2, 5, 7, 8)
+    result = write(chain, sources(*firsts), 5, BeamSampler(3, 2.0), end=ends)
+    for row, first in enumerate(firsts):
+        beams = {name: one[row] for name, one in result.items()}
+        for beam, (_, score, tokens) in enumerate(reference_beam_search(chain, first, 5, ends, 3, 2.0)):
             check_row(beams, beam, tokens, score)
 
 

@@ -117,8 +117,9 @@ def test_greedy_under_a_constraint_equals_the_rule_in_plain_python(constraint):
     assert not np.array_equal(free["token_ids"], result["token_ids"])
 
 
-def test_sampling_never_draws_what_a_constraint_forbids():
-    sampler = RandomSampler(2.0, seeds=np.arange(53))
+@pytest.mark.parametrize("temperature", [2.0, 1e30])
+def test_sampling_never_draws_what_a_constraint_forbids(temperature):
+    sampler = RandomSampler(temperature, seeds=np.arange(53))
     result = write(
         chain_of(), sources(*range(53)), 11, sampler, end=2, no_repeat_ngram_size=1, prefix=np.full((53, 1), 4)
     )
@@ -137,6 +138,12 @@ def test_each_row_may_have_its_own_constraints():
             own = {name: one[row : row + 1] for name, one in options.items()}
             alone = write(chain, sources(first), 7, sampler, end=2, **own)
             np.testing.assert_array_equal(together["token_ids"][row], alone["token_ids"][0])
+
+
+def test_seeds_of_64_bits_are_streams_of_their_own():
+    seeds = [0, 1, -1, 2**31, 2**40, 2**40 + 1, 2**62]
+    result = write(chain_of(spread=0.1), sources(*[3] * len(seeds)), 23, RandomSampler(seeds=seeds), end=-1)
+    assert len(np.unique(result["token_ids"], axis=0)) == len(seeds)
 
 
 def test_samplers_are_frozen():
