@@ -192,7 +192,8 @@ class RecurrentDecoder(keras.layers.Layer):
             self.feeding_kernel = self.add_weight(
                 shape=(self.hidden_dim, self.cells[0].gates), initializer="glorot_uniform", name="feeding_kernel"
             )
-        if self.score is not None:
+        # A score that came from a configuration, or from another decoder, has its weights.
+        if self.score is not None and not self.score.built:
             self.score.build((None, None, self.hidden_dim), (None, None, memory_width))
             self.score.built = True
         if memory_width != self.hidden_dim:
@@ -223,6 +224,8 @@ class RecurrentDecoder(keras.layers.Layer):
                 "values": outputs_bsd,
                 "allowed": ops.cast(padding_bs, "bool"),
             }
+        # Lists where a saved graph is called, and a loop's state must keep its structure.
+        states = tuple(tuple(state) for state in states)
         if self.bridges:
             bridges = iter(self.bridges)
             states = tuple(tuple(next(bridges)(part) for part in state) for state in states)

@@ -230,6 +230,20 @@ def test_dropout_between_the_layers_acts_in_training_only(randomized):
     assert not np.allclose(first, layer(TARGET, encoded[0], MASK, encoded[1], training=True)[0])
 
 
+@pytest.mark.parametrize("score", ["additive", "last"])
+def test_a_decoder_in_a_model_of_ones_own_is_saved_and_cloned(score, randomized, forward, tmp_path):
+    inputs = {name: keras.Input((None, 2), name=name) for name in ("source", "target")}
+    inputs["mask"] = keras.Input((None,), dtype="bool", name="mask")
+    encoded, states = RecurrentEncoder(3)(inputs["source"], inputs["mask"])
+    decoder = RecurrentDecoder(3, score=SCORES[score]())
+    outputs, _, _ = decoder(inputs["target"], encoded, inputs["mask"], states)
+    model = randomized(keras.Model(inputs, outputs))
+    model.save(tmp_path / "model.keras")
+    given = {"source": SOURCE, "mask": MASK, "target": TARGET}
+    close(forward(keras.saving.load_model(tmp_path / "model.keras"))(given), forward(model)(given))
+    assert [one.shape for one in keras.models.clone_model(model).weights] == [one.shape for one in model.weights]
+
+
 @pytest.mark.parametrize("layer", [RecurrentEncoder(3, cell="gru"), RecurrentDecoder(3, score=AdditiveScore(2))])
 def test_config_round_trip(layer):
     assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
