@@ -103,17 +103,32 @@ class SequenceModel(keras.Model):
         }
         policy = keras.dtype_policies.serialize(self.dtype_policy)
         config = {**values, "name": self.name, "trainable": self.trainable, "dtype": policy}
-        modes = [layer.quantization_mode for layer in tuning.dense_layers(self)]
-        return {**config, "quantization": modes} if any(modes) else config
+        quantized = [
+            keras.saving.serialize_keras_object(layer.quantization_config) if layer.quantization_mode else None
+            for layer in tuning.dense_layers(self)
+        ]
+        if any(quantized):
+            config["quantization"] = quantized
+        trainable = [layer.trainable for layer in self._flatten_layers()]
+        if len(set(trainable)) > 1:
+            config["trainable_layers"] = trainable
+        return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        modes = config.pop("quantization", [])
+        quantized, trainable = config.pop("quantization", []), config.pop("trainable_layers", [])
         model = cls(**config)
-        for layer, mode in zip(tuning.dense_layers(model), modes):
-            if mode != layer.quantization_mode:
-                layer.quantize(mode)
+        for layer, one in zip(tuning.dense_layers(model), quantized):
+            if one is not None and layer.quantization_mode is None:
+                # JSON made lists of tuples, and Keras refuses a range that is a list.
+                one = keras.tree.traverse(lambda x: tuple(x) if isinstance(x, list) else None, one, top_down=False)
+                layer.quantize(config=keras.saving.deserialize_keras_object(one))
+        if trainable:
+            # Keras sets a flag also in all that a layer holds, so whatever holds another comes before it.
+            layers = zip(model._flatten_layers(), trainable, strict=True)
+            for layer, flag in sorted(layers, key=lambda pair: -len(pair[0]._flatten_layers())):
+                layer.trainable = flag
         return model
 
 

@@ -226,6 +226,24 @@ def test_saved_equals_loaded(name, shared, make_inputs, forward, tmp_path):
             np.testing.assert_array_equal(one, same)
 
 
+def test_what_is_frozen_is_saved_so_that_the_optimizers_state_fits(build, tmp_path):
+    model = build("BERTForPreTraining", num_layers=1)
+    # Within what is frozen something trains: a part of a block, and the table that the head shares with the backbone.
+    for holder, held in (
+        (model.backbone.blocks[0], model.backbone.blocks[0].feed_forward),
+        (model.masked_lm_head, model.backbone.token_embedding),
+    ):
+        holder.trainable, held.trainable = False, True
+    model.compile("adam")
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(7)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    flags = [weight.trainable for weight in model.weights]
+    assert [weight.trainable for weight in loaded.weights] == flags and len(set(flags)) == 2
+    assert loaded.get_config() == model.get_config() and int(loaded.optimizer.iterations) == 7
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_constructor_is_the_configuration(name, shared):
     model = shared(name)

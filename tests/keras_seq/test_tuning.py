@@ -1,6 +1,7 @@
 """keras_seq.tuning: low-rank updates, frozen backbones, recomputed blocks and 8-bit weights, on all five models."""
 
 import gc
+import json
 
 import keras
 import numpy as np
@@ -138,11 +139,16 @@ def test_8_bit_weights_are_all_dense_layers_and_stay_in_the_configuration(name, 
         assert kernels and {keras.backend.standardize_dtype(kernel.dtype) for kernel in kernels} == {"int8"}
 
 
-@pytest.mark.parametrize("name", ["AttentionSeq2Seq", "GPT"])
-def test_8_bit_weights_answer_alike_and_are_saved(name, build, randomized, make_inputs, tmp_path, quick_collection):
+WEIGHTS_ALONE = keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)
+
+
+@pytest.mark.parametrize("name, how", [("AttentionSeq2Seq", {"mode": "int8"}), ("GPT", {"config": WEIGHTS_ALONE})])
+def test_8_bit_weights_answer_alike_and_are_saved(
+    name, how, build, randomized, make_inputs, tmp_path, quick_collection
+):
     model, inputs = randomized(build(name, num_layers=1)), make_inputs(name)
     before = outputs_of(model, inputs)
-    model.quantize("int8")
+    model.quantize(**how)
     after = outputs_of(model, inputs)
     assert np.abs(after["logits"] - before["logits"]).max() > 0
     assert_near(before, after, 0.1)
@@ -150,3 +156,15 @@ def test_8_bit_weights_answer_alike_and_are_saved(name, build, randomized, make_
     loaded = keras.saving.load_model(tmp_path / "small.keras")
     assert loaded.get_config() == model.get_config()
     assert_near(after, outputs_of(loaded, inputs), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"block_size": 2}, {"block_size": None, "weight_quantizer": keras.quantizers.AbsMaxQuantizer(0, (-8, 7))}],
+)
+def test_4_bit_weights_keep_groups_and_quantizer_in_the_configuration(options, build, quick_collection):
+    model = build("GPT", num_layers=1)
+    model.quantize(config=keras.quantizers.Int4QuantizationConfig(**options))
+    again = keras_seq.GPT.from_config(json.loads(json.dumps(model.get_config())))
+    assert [weight.shape for weight in again.weights] == [weight.shape for weight in model.weights]
+    assert again.get_config() == model.get_config()
