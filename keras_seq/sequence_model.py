@@ -33,7 +33,30 @@ def check_layers(name, num_layers):
         raise ValueError(f"{name} needs num_layers >= 1, got num_layers={num_layers!r}.")
 
 
-class SequenceModel(keras.Model):
+@keras.saving.register_keras_serializable("keras_seq")
+class GraphView(keras.Model):
+    """A part of a model's graph, or all of it: a functional `keras.Model` that refuses texts of too many positions."""
+
+    _positions = None
+
+    @classmethod
+    def of(cls, model, inputs, outputs, name):
+        """A view that reads as many positions as `model`."""
+        view = cls(inputs, outputs, name=f"{model.name}_{name}")
+        view._positions = model._positions
+        return view
+
+    def __call__(self, inputs, *args, **kwargs):
+        # Keras refuses NumPy ids beside a tensor as mask in one call: converted here, at the door.
+        if isinstance(inputs, dict) and not any(isinstance(one, keras.KerasTensor) for one in inputs.values()):
+            inputs = {name: ops.convert_to_tensor(one) for name, one in inputs.items()}
+            for name, one in inputs.items():
+                if name.endswith("token_ids"):
+                    check_length(self, one.shape[-1], self._positions)
+        return super().__call__(inputs, *args, **kwargs)
+
+
+class SequenceModel(GraphView):
     """A functional `keras.Model` whose constructor arguments are its attributes and its configuration; abstract.
 
     Args:
@@ -49,13 +72,6 @@ class SequenceModel(keras.Model):
         self.dtype_policy = keras.dtype_policies.get(dtype)
         self._views = (hidden, attention)
         self._positions = getattr(self, "max_sequence_length", None)
-
-    def __call__(self, inputs, *args, **kwargs):
-        # Keras refuses NumPy ids beside a tensor as mask in one call: converted here, at the door.
-        if isinstance(inputs, dict) and not any(isinstance(one, keras.KerasTensor) for one in inputs.values()):
-            inputs = {name: ops.convert_to_tensor(one) for name, one in inputs.items()}
-            check_length(self, max(one.shape[-1] or 0 for one in inputs.values()), self._positions)
-        return super().__call__(inputs, *args, **kwargs)
 
     @classmethod
     def from_size(cls, size, **overrides):
@@ -78,7 +94,7 @@ class SequenceModel(keras.Model):
     @property
     def attention_model(self):
         """The same graph up to the attention weights of the last layer, averaged over heads: (b, t, s) float32."""
-        return keras.Model(self.input, self._views[1], name=f"{self.name}_attention")
+        return GraphView.of(self, self.input, self._views[1], "attention")
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
         """`keras.Model.quantize` of the dense layers, which hold nearly all the weights of a block.
@@ -143,6 +159,7 @@ class TaskModel(SequenceModel):
 
     def __init__(self, inputs, outputs, **kwargs):
         super().__init__(inputs, outputs, None, None, **{**kwargs, "dtype": self.backbone.dtype_policy})
+        self._positions = self.backbone._positions
 
     @property
     def attention_model(self):

@@ -16,6 +16,7 @@ from keras_seq.positions import (
 )
 from keras_seq.sequence_model import (
     GenerativeModel,
+    GraphView,
     TaskModel,
     backbone_of,
     check_layers,
@@ -124,7 +125,7 @@ class GPT(GenerativeModel):
     @property
     def backbone(self):
         """The same graph up to the hidden states (b, t, d)."""
-        return keras.Model(self.input, self._views[0], name=f"{self.name}_backbone")
+        return GraphView.of(self, self.input, self._views[0], "backbone")
 
     @property
     def packed_model(self):
@@ -134,7 +135,7 @@ class GPT(GenerativeModel):
         """
         inputs = token_inputs("token_ids", "padding_mask", "segment_ids")
         hidden, _, _ = self._forward(inputs)
-        return keras.Model(inputs, self.token_embedding(hidden, reverse=True), name=f"{self.name}_packed")
+        return GraphView.of(self, inputs, self.token_embedding(hidden, reverse=True), "packed")
 
     def with_vocabulary_size(self, vocabulary_size):
         """A copy with room for other tokens, such as the three of fine-tuning (Radford et al. 2018, section 3.3).
@@ -262,7 +263,7 @@ class GPTSimilarityClassifier(TaskModel):
         self.classification_head = ClassificationHead(num_classes, dropout, dtype=dtype, name="classes")
         inputs = token_inputs(*INPUTS, axes=2)
         extracted, language_model = _read(self.backbone, {name: FlattenTexts()(inputs[name]) for name in INPUTS})
-        unflatten = UnflattenTexts()
+        unflatten = UnflattenTexts(dtype="float32")
         both = ops.sum(unflatten(extracted, inputs["token_ids"]), axis=1)
         outputs = {
             "logits": self.classification_head(both),
@@ -300,7 +301,7 @@ class GPTMultipleChoice(TaskModel):
         extracted, language_model = _read(self.backbone, {name: FlattenTexts()(inputs[name]) for name in INPUTS})
         outputs = {
             "logits": self.choice_head(extracted, inputs["padding_mask"]),
-            "language_model": UnflattenTexts()(language_model, inputs["token_ids"]),
+            "language_model": UnflattenTexts(dtype="float32")(language_model, inputs["token_ids"]),
         }
         super().__init__(inputs, outputs, **kwargs)
 

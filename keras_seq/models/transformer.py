@@ -13,7 +13,7 @@ from keras_seq.positions import (
     check_encoding,
     check_length,
 )
-from keras_seq.sequence_model import GenerativeModel, check_layers, mean_over_heads, token_inputs
+from keras_seq.sequence_model import GenerativeModel, GraphView, check_layers, mean_over_heads, token_inputs
 
 
 @keras.saving.register_keras_serializable("keras_seq")
@@ -127,7 +127,7 @@ class Transformer(GenerativeModel):
     @property
     def backbone(self):
         """The same graph up to the decoder's hidden states (b, t, d)."""
-        return keras.Model(self.input, self._views[0], name=f"{self.name}_backbone")
+        return GraphView.of(self, self.input, self._views[0], "backbone")
 
     def _positions_of(self, name, dtype):
         """What is added to the token vectors, or None."""

@@ -256,6 +256,17 @@ def test_the_constructor_is_the_configuration(name, shared):
     assert [weight.shape for weight in again.weights] == [weight.shape for weight in model.weights]
 
 
+@pytest.mark.parametrize("name", ["GPTSimilarityClassifier", "GPTMultipleChoice"])
+def test_logits_are_float32_also_where_mixed_precision_is_everyones_policy(name, build):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        outputs = build(name, num_layers=1).output
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert {key: one.dtype for key, one in outputs.items()} == {"logits": "float32", "language_model": "float32"}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_mixed_precision_computes_in_bfloat16_and_gives_float32_logits(name, build, shared, make_inputs, forward):
     model, inputs = build(name, dtype="mixed_bfloat16"), make_inputs(name)
@@ -311,13 +322,21 @@ def test_mean_over_heads_is_float32():
     assert mean.shape == (2, 5, 7) and keras.backend.standardize_dtype(mean.dtype) == "float32"
 
 
-@pytest.mark.parametrize("name", ["GPT", "BERT", "Transformer"])
-def test_text_of_more_positions_than_the_model_has_is_named(name):
-    sizes = {"num_layers": 1, "num_heads": 1, "hidden_dim": 6, "intermediate_dim": 7, "max_sequence_length": 5}
-    vocabularies = (11, 13) if name == "Transformer" else (11,)
-    model = getattr(keras_seq, name)(*vocabularies, **sizes)
-    with pytest.raises(ValueError, match=rf"{name} has max_sequence_length=5 positions, .* length=7"):
-        model({one: np.ones((2, 7), "int32") for one in model.input})
+@pytest.mark.parametrize("name", ["GPT", "BERT", "Transformer", *FINE_TUNED])
+def test_text_of_more_positions_than_the_model_has_is_named(name, shared, make_inputs):
+    with pytest.raises(ValueError, match=rf"{name} has max_sequence_length=17 positions, .* length=19"):
+        shared(name)(make_inputs(name, target=19))
+
+
+def test_a_part_of_the_graph_has_as_many_positions_as_the_model_and_is_saved(shared, make_inputs, forward, tmp_path):
+    views = [shared(name).attention_model for name in ("BERT", "BERTClassifier")]
+    for view in [*views, shared("GPT").backbone, shared("Transformer").backbone]:
+        inputs = make_inputs("Transformer" if "decoder_token_ids" in view.input else "BERT", target=19)
+        with pytest.raises(ValueError, match=r"GraphView has max_sequence_length=17 positions, .* length=19"):
+            view({name: inputs[name] for name in view.input})
+    views[0].save(tmp_path / "view.keras")
+    loaded, inputs = keras.saving.load_model(tmp_path / "view.keras"), make_inputs("BERT")
+    np.testing.assert_allclose(forward(loaded)(inputs), forward(views[0])(inputs), atol=1e-6)
 
 
 OTHER = """
