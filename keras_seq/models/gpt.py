@@ -140,15 +140,18 @@ class GPT(GenerativeModel):
     def with_vocabulary_size(self, vocabulary_size):
         """A copy with room for other tokens, such as the three of fine-tuning (Radford et al. 2018, section 3.3).
 
-        Ids below both sizes keep their vectors, new ids get new ones; nothing else is changed.
+        Ids below both sizes keep their vectors, new ids get new ones; nothing else is changed. As in saving, updates of
+        `keras_seq.enable_lora` are added into the copy's matrices.
         """
         copy = type(self).from_config({**self.get_config(), "vocabulary_size": vocabulary_size})
-        kept = min(vocabulary_size, self.vocabulary_size)
-        for new, old in zip(copy.weights, self.weights):
-            if new.shape == old.shape:
-                new.assign(old)
-            else:
-                new.assign(ops.concatenate([ops.convert_to_tensor(one) for one in (old[:kept], new[kept:])]))
+        for new, old in zip(copy._flatten_layers(), self._flatten_layers(), strict=True):
+            values = {}
+            old.save_own_variables(values)
+            if new is copy.token_embedding:
+                kept = min(vocabulary_size, self.vocabulary_size)
+                both = (values["0"][:kept], new.embeddings[kept:])
+                values["0"] = ops.concatenate([ops.convert_to_tensor(one) for one in both])
+            new.load_own_variables(values)
         return copy
 
     def _embed(self, token_ids, positions):

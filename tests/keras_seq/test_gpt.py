@@ -71,6 +71,15 @@ def test_room_for_new_tokens_leaves_the_others_as_they_were(shared, make_inputs,
     np.testing.assert_allclose(forward(narrower)(inputs), forward(model)(inputs), atol=1e-6)
 
 
+def test_room_for_new_tokens_takes_low_rank_updates_into_the_matrices(shared, make_inputs, forward):
+    model = shared("GPT").with_vocabulary_size(11)
+    for layer in keras_seq.enable_lora(model, 2):
+        layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
+    wider, inputs = model.with_vocabulary_size(13), make_inputs("GPT")
+    np.testing.assert_allclose(np.asarray(forward(wider)(inputs))[..., :11], forward(model)(inputs), atol=1e-4)
+    assert wider.count_params() - shared("GPT").count_params() == 2 * 6
+
+
 START, DELIMITER, EXTRACT = 11, 12, 13  # after the 11 tokens of the text
 
 
