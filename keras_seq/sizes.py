@@ -4,8 +4,8 @@ A name that belongs to a paper or a released checkpoint holds everything that de
 vocabulary included; the others need the vocabulary's size. What a published figure counts otherwise stands beside it.
 """
 
+import concurrent.futures
 import dataclasses
-import threading
 
 import keras
 
@@ -135,15 +135,12 @@ _VOCABULARIES = {
 
 def parameter_count(model_class, arguments):
     """How many parameters a model of these arguments would have; nothing is allocated."""
-    counts = []
 
     def count():
         with keras.StatelessScope(initialize_variables=False):
-            counts.append(model_class(**arguments).count_params())
+            return model_class(**arguments).count_params()
 
     # Keras keeps the variables without a value in a list a thread, and fills all of them at the end of the next scope
     # that initializes: in a thread of their own they go with it.
-    thread = threading.Thread(target=count)
-    thread.start()
-    thread.join()
-    return counts[0]
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(count).result()

@@ -168,5 +168,8 @@ def test_errors_name_the_sizes_and_the_value(shared):
         keras_seq.GPT.from_size("huge")
     with pytest.raises(ValueError, match=r"Transformer of size 'tiny' needs target_vocabulary_size\."):
         keras_seq.Transformer.from_size("tiny", source_vocabulary_size=11)
+    for build in (keras_seq.GPT.from_size, keras_seq.GPT.parameter_count):
+        with pytest.raises(ValueError, match=r"needs vocabulary_size >= 1, got vocabulary_size=0\."):
+            build("tiny", vocabulary_size=0)
     with pytest.raises(ValueError, match=r"BERTClassifier has no named sizes; \('Seq2Seq', .*backbone"):
         keras_seq.BERTClassifier.from_size("base")
