@@ -19,11 +19,11 @@ def enable_lora(model, rank, lora_alpha=None, targets=None):
     Hu et al. 2022, section 4.1; which matrices: section 4.2. `keras.layers.Dense.enable_lora` does it; the embedding
     tables and the matrices within an LSTM or GRU cell are no dense layers and stay frozen. B starts at 0, so that no
     output changes. To be called before `compile`. Saving adds the updates into the matrices: what is loaded is an
-    ordinary model with the same outputs.
+    ordinary model with the same outputs, except over 8-bit or 4-bit weights, where the sum is rounded as they are.
 
     Args:
         model: any of the models, or the backbone of one (then the head on top stays trainable).
-        rank: columns of A.
+        rank: columns of A, >= 1.
         lora_alpha: alpha; None: rank.
         targets: names of dense layers; None: "query" and "value" of every attention as in the paper, or, in a model
             that has none, every dense layer.
@@ -32,15 +32,17 @@ def enable_lora(model, rank, lora_alpha=None, targets=None):
         The layers that were given an update.
 
     Raises:
-        ValueError: no dense layer has such a name.
+        ValueError: rank < 1, or a target that no dense layer has as its name.
     """
+    if rank < 1:
+        raise ValueError(f"enable_lora needs rank >= 1, got rank={rank!r}.")
     layers = dense_layers(model)
     names = sorted({layer.name for layer in layers})
     if targets is None:
         targets = ATTENTION if set(ATTENTION) <= set(names) else names
-    chosen = [layer for layer in layers if layer.name in targets]
-    if not chosen:
+    if isinstance(targets, str) or not targets or not set(targets) <= set(names):
         raise ValueError(f"enable_lora needs targets among the dense layers {names}, got targets={targets!r}.")
+    chosen = [layer for layer in layers if layer.name in targets]
     for variable in model.weights:
         variable.trainable = False
     for layer in chosen:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 
 import keras
 import numpy as np
@@ -78,9 +79,16 @@ def test_updates_of_a_backbone_train_beside_the_head(build):
     assert len(model.trainable_variables) == 2 * UPDATED["GPT"] + len(model.classification_head.weights)
 
 
-def test_an_unknown_target_is_named(build):
-    with pytest.raises(ValueError, match=r"among the dense layers \['logits'\], got targets=\['query'\]\."):
-        keras_seq.enable_lora(build("Seq2Seq"), 2, targets=["query"])
+def test_a_target_or_rank_that_cannot_be_is_named_and_freezes_nothing(build):
+    model = build("Seq2Seq")
+    for targets in (["query"], ["logits", "query"], "the logits", []):
+        with pytest.raises(
+            ValueError, match=rf"among the dense layers \['logits'\], got targets={re.escape(repr(targets))}"
+        ):
+            keras_seq.enable_lora(model, 2, targets=targets)
+    with pytest.raises(ValueError, match=r"enable_lora needs rank >= 1, got rank=0\."):
+        keras_seq.enable_lora(model, 0)
+    assert not model.non_trainable_weights
 
 
 @pytest.mark.parametrize("name", ["BERTTokenClassifier", "GPTClassifier"])
