@@ -11,6 +11,11 @@ from keras_seq import backend
 HIDDEN = -1e9  # added to a float32 score: exp(HIDDEN - max) is exactly 0.0
 
 
+def fresh(initializer):
+    """An initializer for one weight more: Keras' own give the same values when they are used again."""
+    return initializer.clone() if isinstance(initializer, keras.initializers.Initializer) else initializer
+
+
 def masked_softmax(scores, allowed):
     """Softmax over the last axis among the allowed positions, in float32 whatever the dtype of `scores`.
 
@@ -170,7 +175,7 @@ class AdditiveScore(keras.layers.Layer):
 
     def build(self, query_shape, memory_shape):
         def weight(name, *shape):
-            return self.add_weight(shape=shape, initializer=self.kernel_initializer.clone(), name=name)
+            return self.add_weight(shape=shape, initializer=fresh(self.kernel_initializer), name=name)
 
         self.query_kernel = weight("query_kernel", query_shape[-1], self.width)
         self.memory_kernel = weight("memory_kernel", memory_shape[-1], self.width)
@@ -238,7 +243,7 @@ class MultiHeadAttention(keras.layers.Layer):
 
         def dense(name, units, input_width):
             layer = keras.layers.Dense(
-                units, kernel_initializer=self.kernel_initializer.clone(), dtype=self.dtype_policy, name=name
+                units, kernel_initializer=fresh(self.kernel_initializer), dtype=self.dtype_policy, name=name
             )
             layer.build((None, None, input_width))
             return layer

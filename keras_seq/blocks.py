@@ -3,7 +3,7 @@
 import keras
 
 from keras_seq import backend
-from keras_seq.attention import MultiHeadAttention
+from keras_seq.attention import MultiHeadAttention, fresh
 
 
 def activated(x, activation):
@@ -30,7 +30,7 @@ class Residual(keras.layers.Layer):
         layer_norm_epsilon: added to the variance.
 
     Raises:
-        ValueError: dropout outside [0, 1) (by keras.layers.Dropout).
+        ValueError: dropout outside [0, 1] (by keras.layers.Dropout).
     """
 
     def __init__(self, dropout=0.0, normalize_first=False, layer_norm_epsilon=1e-5, **kwargs):
@@ -91,7 +91,7 @@ class FeedForward(keras.layers.Layer):
 
     def build(self, x_shape):
         def dense(name, units, width):
-            initializer = self.kernel_initializer.clone()
+            initializer = fresh(self.kernel_initializer)
             layer = keras.layers.Dense(units, kernel_initializer=initializer, dtype=self.dtype_policy, name=name)
             layer.build((None, None, width))
             return layer
@@ -140,7 +140,7 @@ class _Block(keras.layers.Layer):
 
     def _attention(self, name):
         rotary = self.rotary if name == "self_attention" else None
-        arguments = (self.num_heads, self.dropout, self.kernel_initializer.clone(), rotary)
+        arguments = (self.num_heads, self.dropout, fresh(self.kernel_initializer), rotary)
         return MultiHeadAttention(*arguments, dtype=self.dtype_policy, name=name)
 
     def _residual(self, name):
@@ -148,7 +148,7 @@ class _Block(keras.layers.Layer):
         return Residual(*arguments, dtype=self.dtype_policy, name=name)
 
     def _feed_forward(self):
-        initializer = self.kernel_initializer.clone()
+        initializer = fresh(self.kernel_initializer)
         arguments = (self.intermediate_dim, self.activation, initializer)
         return FeedForward(*arguments, dtype=self.dtype_policy, name="feed_forward")
 
@@ -261,7 +261,8 @@ class DecoderBlock(_Block):
         training=None,
     ):  # fmt: skip
         arguments = (x, memory, allowed, memory_allowed)
-        if training and self.rematerialize:
+        # A step over a cache keeps next to nothing that could be computed again.
+        if training and self.rematerialize and cache is None and memory_cache is None and position is None:
             return backend.rematerialized(
                 self, lambda *tensors: self._forward(*tensors, None, None, None, training), *arguments
             )

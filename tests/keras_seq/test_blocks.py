@@ -58,15 +58,17 @@ def test_the_decoder_never_looks_ahead(normalize_first, randomized):
 
 @pytest.mark.parametrize("normalize_first", [False, True])
 def test_step_by_step_over_a_projected_memory_equals_all_at_once(normalize_first, randomized):
+    # Also in training, and where the whole would be computed again.
     block = built(DecoderBlock(3, 13, normalize_first=normalize_first), randomized, X, memory=MEMORY)
     memory_allowed = MEMORY_MASK[:, None]
     whole, whole_weights, _ = block(X, memory=MEMORY, allowed=CAUSAL, memory_allowed=memory_allowed)
     projected = block.cross_attention.project(ops.convert_to_tensor(MEMORY))
+    block.rematerialize = True
     cache = (ops.zeros((2, 3, 5, 2)), ops.zeros((2, 3, 5, 2)))
     for t in range(5):
         output, weights, cache = block(
             X[:, t : t + 1], allowed=CAUSAL[:, t : t + 1], memory_allowed=memory_allowed, memory_cache=projected,
-            cache=cache, position=ops.full((2,), t, "int32"),
+            cache=cache, position=ops.full((2,), t, "int32"), training=normalize_first,
         )  # fmt: skip
         np.testing.assert_allclose(output[:, 0], whole[:, t], atol=1e-4)
         np.testing.assert_allclose(weights[:, :, 0], whole_weights[:, :, t], atol=1e-5)
@@ -88,6 +90,12 @@ def test_the_two_gelus_differ(randomized):
     approximate = built(FeedForward(13, "gelu_approximate"), randomized, X)
     difference = np.abs(np.asarray(exact(X)) - np.asarray(approximate(X))).max()
     assert 1e-5 < difference < 1e-2
+
+
+def test_an_initializer_may_be_a_function():
+    layer = EncoderBlock(3, 13, kernel_initializer=lambda shape, dtype=None: ops.ones(shape, dtype))
+    layer.build(X.shape)
+    assert all(np.all(np.asarray(one) == 1) for one in layer.weights if one.name == "kernel")
 
 
 @pytest.mark.parametrize("normalize_first", [False, True])
