@@ -124,7 +124,7 @@ class SpanHead(keras.layers.Layer):
         dropout: share of x dropped in training.
 
     Raises:
-        ValueError: dropout outside [0, 1) (by keras.layers.Dropout).
+        ValueError: dropout outside [0, 1] (by keras.layers.Dropout).
     """
 
     def __init__(self, dropout=0.0, **kwargs):
@@ -162,7 +162,7 @@ class ChoiceHead(keras.layers.Layer):
         dropout: share of x dropped in training.
 
     Raises:
-        ValueError: dropout outside [0, 1) (by keras.layers.Dropout).
+        ValueError: dropout outside [0, 1] (by keras.layers.Dropout).
     """
 
     def __init__(self, dropout=0.0, **kwargs):
@@ -226,13 +226,16 @@ def best_spans(start_logits, end_logits, max_answer_length=30, num_spans=1):
         which is all that a row without a possible answer has, scores about -1e9 or less.
 
     Raises:
-        ValueError: max_answer_length < 1 or num_spans < 1.
+        ValueError: max_answer_length < 1 or num_spans < 1, or num_spans exceeds the t * max_answer_length pairs.
     """
     if max_answer_length < 1 or num_spans < 1:
         got = f"max_answer_length={max_answer_length!r}, num_spans={num_spans!r}"
         raise ValueError(f"best_spans needs max_answer_length >= 1 and num_spans >= 1, got {got}.")
     start_bt, end_bt = (ops.cast(one, "float32") for one in (start_logits, end_logits))
     length = ops.shape(start_bt)[1]
+    if isinstance(length, int) and num_spans > length * max_answer_length:
+        pairs = f"{length} positions with max_answer_length={max_answer_length!r}"
+        raise ValueError(f"best_spans needs num_spans <= {length * max_answer_length} for {pairs}, got {num_spans!r}.")
     # For each start the ends within reach; past the text stand ends that lose against every other.
     ends_bs = ops.pad(end_bt, ((0, 0), (0, max_answer_length - 1)), constant_values=8 * HIDDEN)
     reach_tl = ops.arange(length)[:, None] + ops.arange(max_answer_length)[None]

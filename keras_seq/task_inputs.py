@@ -118,6 +118,8 @@ def _join(parts, start, delimiter, extract, max_length):
 
 
 def _pad(sequences):
+    if not sequences:
+        raise ValueError("Task inputs need at least one text, got none.")
     lengths = np.array([len(one) for one in sequences])
     mask_bt = np.arange(lengths.max()) < lengths[:, None]
     ids_bt = np.zeros(mask_bt.shape, "int32")
@@ -126,6 +128,6 @@ def _pad(sequences):
 
 
 def _stack(rows):
-    count = max(map(len, rows))
+    count = max(map(len, rows), default=0)
     flat = _pad([one for row in rows for one in row + [[]] * (count - len(row))])
     return {name: one.reshape(len(rows), count, -1) for name, one in flat.items()}

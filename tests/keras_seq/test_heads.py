@@ -138,3 +138,5 @@ def test_texts_of_a_row_are_laid_side_by_side_and_put_back():
 def test_errors_name_spans_and_values():
     with pytest.raises(ValueError, match=r"best_spans needs max_answer_length >= 1 and .*, got max_answer_length=0"):
         best_spans(HIDDEN[..., 0], HIDDEN[..., 0], max_answer_length=0)
+    with pytest.raises(ValueError, match=r"num_spans <= 14 for 7 positions with max_answer_length=2, got 15\."):
+        best_spans(HIDDEN[..., 0], HIDDEN[..., 0], max_answer_length=2, num_spans=15)

@@ -58,3 +58,8 @@ def test_errors_name_the_rule_and_the_value():
         keras_seq.entailment_inputs([[1]], [[2], [3]], START, DELIMITER, EXTRACT)
     with pytest.raises(ValueError, match=r"Task inputs need max_length > 3, their special tokens, got 3\."):
         keras_seq.similarity_inputs([[1]], [[2]], START, DELIMITER, EXTRACT, max_length=3)
+    for nothing in (lambda *ids: keras_seq.classification_inputs([], START, EXTRACT),
+                    lambda *ids: keras_seq.similarity_inputs([], [], *ids),
+                    lambda *ids: keras_seq.multiple_choice_inputs([[1]], [[]], *ids)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"Task inputs need at least one text, got none\."):
+            nothing(START, DELIMITER, EXTRACT)
