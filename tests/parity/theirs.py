@@ -207,7 +207,7 @@ def generated(model, inputs, end, beams=1, length_penalty=1.0, new_tokens=NEW_TO
     """What it writes, without prompt and start token, 0 after the end token: (b, n), or (b, beams, n)."""
     options = {
         "max_new_tokens": new_tokens, "do_sample": False, "num_beams": beams, "num_return_sequences": beams,
-        "length_penalty": length_penalty, "early_stopping": False, "eos_token_id": end,
+        "length_penalty": length_penalty, "early_stopping": False, "eos_token_id": np.ravel(end).tolist(),
     }  # fmt: skip
     if model.config.model_type == "marian":
         ids, mask = _torch(inputs["encoder_token_ids"]), _torch(inputs["encoder_padding_mask"])
@@ -223,7 +223,8 @@ def generated(model, inputs, end, beams=1, length_penalty=1.0, new_tokens=NEW_TO
     full = np.zeros((len(written), new_tokens), "int32")
     full[:, : written.shape[1]] = written
     # After the end transformers pads with a token of its own.
-    past = np.cumsum(full == end, axis=1) - (full == end) > 0
+    ends = np.isin(full, end)
+    past = np.cumsum(ends, axis=1) - ends > 0
     full = np.where(past, 0, full)
     return full.reshape(-1, beams, new_tokens) if beams > 1 else full
 
