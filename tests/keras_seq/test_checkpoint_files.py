@@ -355,7 +355,7 @@ def test_an_interrupted_write_leaves_the_old_files(tmp_path, monkeypatch):
 
 def test_a_model_without_such_a_form_is_refused_by_its_arguments(tmp_path):
     sizes = {"num_layers": 1, "num_heads": 1, "hidden_dim": 2, "intermediate_dim": 3}
-    with pytest.raises(ValueError, match=r"needs a model in \['BERT', .*, got Functional"):
+    with pytest.raises(ValueError, match=r"needs a model in \['BERT', .*, got GraphView"):
         save_checkpoint(loaded("gpt2").backbone, tmp_path)
     with pytest.raises(ValueError, match=r"needs, to write MarianMTModel: normalize_first=False \(got True\)\."):
         save_checkpoint(keras_seq.Transformer(5, 7, **sizes, normalize_first=True), tmp_path)
