@@ -353,6 +353,18 @@ _PUBLISHED: dict[str, Any] = {
     "weight_decay": 0.0,
 }
 
+# The translators at their best: sub-words with capitals, and a smoothed target.
+_SUB_WORDS: dict[str, Any] = {
+    "corpus": "multi30k",
+    "tokenizer": "bpe",
+    "vocabulary_size": 8000,
+    "tokens_per_batch": 1024,
+    "steps_per_epoch": 440,
+    "warmup_steps": 440,
+    "label_smoothing": 0.1,
+    "learning_rate": 2e-3,
+}
+
 # For English there is no unlabelled text here to pre-train on: these begin from nothing, or from a run of the user's.
 _SMALL_BERT = {"num_layers": 4, "num_heads": 4, "hidden_dim": 256, "intermediate_dim": 1024, "dropout": 0.1}
 
@@ -424,39 +436,35 @@ RECIPES = {
     ),
     "multi30k-seq2seq": Recipe(
         architecture="seq2seq",
-        corpus="multi30k",
-        tokenizer="word",
-        vocabulary_size=8000,
-        lowercase=True,
-        model={"hidden_dim": 512, "embedding_dim": 256, "num_layers": 2, "dropout": 0.5},
-        steps=2270,
-        steps_per_epoch=227,
-        learning_rate=1e-3,
+        **_SUB_WORDS,
+        model={"hidden_dim": 512, "embedding_dim": 256, "num_layers": 2, "dropout": 0.2, "go_backwards": True},
+        steps=5280,
+        ema_momentum=0.999,
+        early_stopping=12,
+    ),
+    "multi30k-context": Recipe(
+        architecture="seq2seq",
+        **_SUB_WORDS,
+        model={"hidden_dim": 512, "embedding_dim": 256, "cell": "gru", "context": "every_step", "dropout": 0.35},
+        steps=3520,
+        ema_momentum=0.995,
+        early_stopping=8,
     ),
     "multi30k-attention": Recipe(
         architecture="attention",
-        corpus="multi30k",
-        tokenizer="word",
-        vocabulary_size=8000,
-        lowercase=True,
-        model={"hidden_dim": 512, "embedding_dim": 256, "cell": "gru", "dropout": 0.5},
-        steps=2270,
-        steps_per_epoch=227,
-        learning_rate=1e-3,
+        **_SUB_WORDS,
+        model={"hidden_dim": 512, "embedding_dim": 256, "cell": "gru", "dropout": 0.35},
+        steps=3520,
+        ema_momentum=0.995,
+        early_stopping=8,
     ),
     "multi30k-transformer": Recipe(
         architecture="transformer",
-        corpus="multi30k",
-        tokenizer="bpe",
-        vocabulary_size=8000,
-        model={"num_layers": 3, "num_heads": 8, "hidden_dim": 256, "intermediate_dim": 512, "dropout": 0.1},
-        steps=4000,
-        steps_per_epoch=250,
-        tokens_per_batch=4096,
-        bucket_width=8,
-        warmup_steps=400,
-        label_smoothing=0.1,
-        learning_rate=1e-3,
+        **{**_SUB_WORDS, "learning_rate": 1e-3},
+        model={"num_layers": 3, "num_heads": 8, "hidden_dim": 256, "intermediate_dim": 512, "dropout": 0.15},
+        steps=6160,
+        ema_momentum=0.998,
+        early_stopping=14,
     ),
     "multi30k-words-seq2seq": Recipe(
         architecture="seq2seq",

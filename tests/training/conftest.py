@@ -32,7 +32,7 @@ TINY = {
 
 BLOCKS_OF_REAL = {f"model.{name}": value for name, value in BLOCKS.items()}
 REAL = {
-    "multi30k-transformer": {"train_examples": 1511, "evaluate_examples": 31, "lowercase": False, "steps": 41},
+    "multi30k-transformer": {"train_examples": 1511, "evaluate_examples": 31, "steps": 41, "ema_momentum": None},
     "shakespeare-gpt": {"train_examples": 100_003, "steps": 41},
     "nsmc-bert": {"train_examples": 23, "evaluate_examples": 2, "steps": 41, "max_sequence_length": 53},
 }

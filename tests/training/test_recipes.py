@@ -26,7 +26,8 @@ CONTRACT = [
     "nsmc-bert-classify",
 ]
 PUBLISHED = [f"multi30k-words-{name}" for name in ("seq2seq", "context", "attention", "transformer")]
-FINE_TUNING = [
+FURTHER = [
+    "multi30k-context",
     "demo-gpt-classify",
     "wnut17-bert-tokens",
     "xquad-bert-spans",
@@ -39,7 +40,7 @@ PLAIN = Recipe("gpt", "grammar-lines", model={"num_layers": 2, "num_heads": 3})
 
 
 def test_the_built_in_recipes_are_those_of_the_contract_the_published_row_and_one_for_each_further_task():
-    assert sorted(RECIPES) == sorted(CONTRACT + PUBLISHED + FINE_TUNING)
+    assert sorted(RECIPES) == sorted(CONTRACT + PUBLISHED + FURTHER)
 
 
 @pytest.mark.parametrize("name", RECIPES)
