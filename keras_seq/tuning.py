@@ -71,6 +71,6 @@ def enable_gradient_checkpointing(model):
 
 
 def forget_traces(model):
-    """Drops what `generate` has traced: it would go on with the weights as they were."""
+    """Drops what `generate` has traced, and with it the weights as they were, which a trace keeps in memory."""
     for layer in model._flatten_layers():
         calls.forget(layer)
