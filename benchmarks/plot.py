@@ -7,7 +7,7 @@ import json
 
 import matplotlib
 
-from benchmarks.turns import RESULTS
+from benchmarks.turns import FLOOR, RESULTS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -15,13 +15,13 @@ from matplotlib import pyplot
 
 def main():
     runs = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    rows = [(run["title"], program) for run in runs for program in run["programs"][1:]]
-    figure, axes = pyplot.subplots(figsize=(11, 0.28 * len(rows) + 0.42 * len(runs) + 1.2))
+    rivals = [[program for program in run["programs"][1:] if program["program"] != FLOOR] for run in runs]
+    figure, axes = pyplot.subplots(figsize=(11, 0.28 * sum(map(len, rivals)) + 0.42 * len(runs) + 1.2))
     height, ticks, names = 0.0, [], []
-    for run in runs:
+    for run, drawn in zip(runs, rivals):
         height -= 1.3
         axes.text(0.012, height, run["title"], transform=axes.get_yaxis_transform(), weight="bold", va="center", size=9)
-        for program in run["programs"][1:]:
+        for program in drawn:
             height -= 1
             low, high = program["range"]
             color = "tab:blue" if program["ratio"] >= 1 else "tab:red"
