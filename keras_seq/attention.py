@@ -185,9 +185,9 @@ class AdditiveScore(keras.layers.Layer):
         return ops.matmul(memory, ops.cast(self.memory_kernel, memory.dtype))
 
     def compare(self, query, keys):
-        asked = ops.expand_dims(ops.matmul(query, ops.cast(self.query_kernel, query.dtype)), -2)
+        asked = ops.expand_dims(backend.by_rows(query, ops.cast(self.query_kernel, query.dtype)), -2)
         hidden = ops.tanh(asked + ops.expand_dims(keys, -3))
-        return ops.squeeze(ops.matmul(hidden, ops.cast(self.vector, hidden.dtype)), -1)
+        return ops.squeeze(backend.by_rows(hidden, ops.cast(self.vector, hidden.dtype)), -1)
 
     def call(self, query, memory):
         return self.compare(query, self.project(memory))

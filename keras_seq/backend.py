@@ -52,8 +52,18 @@ def scan(step, state, inputs, num_outputs, reverse=False):
         lambda index, *_: index >= 0 if reverse else index < length,
         body,
         (length - 1 if reverse else tf.constant(0), state, collected),
+        maximum_iterations=length,  # XLA wants to know it for the way back
     )
     return state, tuple(array.stack() for array in collected)
+
+
+def by_rows(x, kernel):
+    """x (..., d) times kernel (d, u), all rows of x as one matrix: (..., u).
+
+    Within a loop on TensorFlow: `keras.ops.matmul` is `tf.tensordot` there, whose way back XLA refuses.
+    """
+    y = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), kernel)
+    return ops.reshape(y, (*ops.shape(x)[:-1], kernel.shape[-1]))
 
 
 _OVERWRITING = contextvars.ContextVar("overwriting", default=False)
