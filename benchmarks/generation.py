@@ -78,10 +78,12 @@ def ours(model, batch, folder, dtype="float32"):
     yield lambda: built.generate(*arguments)["token_ids"]
 
 
-def keras_hub(model, batch, folder, jit_compile=False):
+def keras_hub(model, batch, folder, dtype="float32", jit_compile=False):
+    import keras
     import keras_hub  # noqa: F401 - before the yield: an import is no part of the memory
 
     yield
+    keras.config.set_dtype_policy(dtype)
     built = _keras_hub(model)
     built.load_weights(os.path.join(folder, HUB_WEIGHTS))
     ids = np.pad(texts(model, batch), ((0, 0), (0, NEW)))
@@ -218,6 +220,7 @@ PLAIN = {
 }
 BEST = {
     "ours, bfloat16": (ours, {"dtype": "bfloat16"}),
+    "KerasHub, bfloat16": (keras_hub, {"dtype": "bfloat16"}),
     "KerasHub, XLA": (keras_hub, {"jit_compile": True}),
     "transformers, bfloat16": (transformers, {"dtype": "bfloat16"}),
     "CTranslate2, int8": (ctranslate2, {"compute_type": "int8"}),
