@@ -45,6 +45,8 @@ def arguments_of(config, model_type, place):
             if value not in tuple(names):  # as it may be a list, which no dict can look up
                 raise ValueError(f"load_checkpoint needs {key} in {tuple(names)}, got {value!r} in {place}.")
             value = names[value]
+        elif not isinstance(value, (int, float)):
+            raise ValueError(f"load_checkpoint needs a number as {key}, got {value!r} in {place}.")
         if argument != "dropout" and found.get(argument, value) != value:
             got = f"{keys[argument]}={found[argument]!r} and {key}={value!r}"
             raise ValueError(f"load_checkpoint needs one {argument} for {model_type}, got {got} in {place}.")

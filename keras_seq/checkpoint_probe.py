@@ -76,6 +76,10 @@ def compared(model, probe, place):
 
     NaN where either has one.
     """
+    if probe["inputs"].keys() != model.input.keys():
+        raise ValueError(
+            f"load_checkpoint needs a probe of inputs {sorted(model.input)}, got {sorted(probe['inputs'])} in {place}."
+        )
     ours = {name: kept(one) for name, one in answers(model, probe["inputs"]).items()}
     theirs = {name: np.array(one, "float32") for name, one in probe["outputs"].items()}
     sizes = [{name: one.size for name, one in outputs.items() if name in theirs} for outputs in (ours, theirs)]

@@ -263,6 +263,7 @@ def test_the_ids_of_labels_are_those_of_their_names_unless_given(tmp_path):
             r"scale_attn_by_inverse_layer_idx=False for gpt2, got True",
         ),
         ("gpt2", {"n_layer": None}, r"needs n_layer for gpt2, got none"),
+        ("gpt2", {"n_embd": "12"}, r"needs a number as n_embd, got '12' in .*gpt2"),
         ("bert", {"position_embedding_type": "relative_key"}, r"position_embedding_type='absolute' .* 'relative_key'"),
         ("bert", {"hidden_act": "mish"}, r"needs hidden_act in \('gelu', .* got 'mish'"),
         ("bert", {"hidden_act": ["gelu"]}, r"needs hidden_act in \('gelu', .* got \['gelu'\]"),

@@ -69,3 +69,9 @@ def test_the_probe_is_compared_with_and_kept(tmp_path, capsys):
     place.write_text(json.dumps(probe))
     with pytest.raises(ValueError, match=r"needs a probe of outputs .*'pooled_output': 36.*, got .*35"):
         load_checkpoint(folder)
+    del probe["inputs"]["segment_ids"]
+    place.write_text(json.dumps(probe))
+    with pytest.raises(
+        ValueError, match=r"of inputs .*'segment_ids', 'token_ids'\], got \['padding_mask', 'token_ids'\]"
+    ):
+        load_checkpoint(folder)

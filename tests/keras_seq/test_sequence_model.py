@@ -298,7 +298,7 @@ def test_compile_and_fit_lower_the_loss(name, build, make_inputs):
     keras.utils.set_random_seed(7)
     model = build("BERTClassifier" if name == "BERT" else name, num_layers=1)
     inputs, targets, loss = learnable(name, make_inputs)
-    # Left alone, Keras takes XLA, which compiles longer than TensorFlow alone trains here: one without a loop is enough.
+    # Left alone, Keras takes XLA, which compiles longer than TensorFlow trains here: one without a loop is enough.
     xla = name in ("GPT", "Seq2Seq", "AttentionSeq2Seq") or keras.backend.backend() == "jax"
     model.compile(keras.optimizers.Adam(0.02), loss, jit_compile=xla)
     mask = inputs.get("decoder_padding_mask", inputs.get("padding_mask")).astype("float32")
