@@ -37,7 +37,8 @@ def wordpiece(lines, vocabulary_size, min_frequency, lowercase):
             inner.update(word[1:])
     # The trainer numbers the characters inside words in the order of a hash map, another in every process, and breaks
     # ties by number: naming them beforehand makes it repeatable. The rarest give way where not all would fit.
-    characters = sorted(counts, key=lambda char: (-counts[char], char))[: (vocabulary_size - len(special)) // 2]
+    frequent = [char for char in counts if counts[char] >= min_frequency]
+    characters = sorted(frequent, key=lambda char: (-counts[char], char))[: (vocabulary_size - len(special)) // 2]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary_size,
         min_frequency=min_frequency,

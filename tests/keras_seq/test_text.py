@@ -589,6 +589,12 @@ def test_words_below_the_least_frequency_are_left_out():
     assert tokenizer.detokenize(tokenizer.tokenize("A  b\tC")).numpy() == b"a b <unk>"
 
 
+def test_characters_below_the_least_frequency_are_no_pieces_of_words():
+    tokenizer = text.train_tokenizer(["abab q", "aba bz"], min_frequency=2)
+    assert {"a", "##a", "##b"} <= set(tokenizer.vocabulary) and not {"q", "##q", "z", "##z"} & set(tokenizer.vocabulary)
+    assert tokenizer.detokenize(tokenizer.tokenize("ab q")).numpy() == b"ab [UNK]"
+
+
 def test_tokens_and_ids_are_each_others_inverse(any_tokenizer):
     size = any_tokenizer.vocabulary_size
     assert [any_tokenizer.token_to_id(any_tokenizer.id_to_token(i)) for i in range(size)] == list(range(size))
