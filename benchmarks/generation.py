@@ -219,6 +219,7 @@ PLAIN = {
     FLOOR: (matrix_products, {}),
 }
 BEST = {
+    "ours, float32": (ours, {}),
     "ours, bfloat16": (ours, {"dtype": "bfloat16"}),
     "KerasHub, bfloat16": (keras_hub, {"dtype": "bfloat16"}),
     "KerasHub, XLA": (keras_hub, {"jit_compile": True}),
