@@ -15,7 +15,10 @@ from matplotlib import pyplot
 
 def main():
     runs = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    rivals = [[program for program in run["programs"][1:] if program["program"] != FLOOR] for run in runs]
+    rivals = [
+        [one for one in run["programs"][1:] if one["program"] != FLOOR and not one["program"].startswith("ours")]
+        for run in runs
+    ]
     figure, axes = pyplot.subplots(figsize=(11, 0.28 * sum(map(len, rivals)) + 0.42 * len(runs) + 1.2))
     height, ticks, names = 0.0, [], []
     for run, drawn in zip(runs, rivals):
