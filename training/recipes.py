@@ -48,7 +48,8 @@ class Recipe:
         files: of a reader, for each split a path or a pattern such as data/train-*.tsv.gz, or a dataset's NAME:SPLIT.
         columns: of a reader, names or numbers with commas between; None: its own.
         stream: read the training files while training, for files larger than memory.
-        model: arguments of the model's constructor, less vocabulary sizes and max_sequence_length.
+        model: arguments of the model's constructor, less vocabulary sizes and max_sequence_length; a Transformer's
+            share_embeddings gives source and target one vocabulary.
         tokenizer: "wordpiece", "bpe", "char" or "word"; trained on the corpus, or that of the run it starts from.
         vocabulary_size: greatest number of tokens.
         min_frequency: how often a token must occur in the training examples.

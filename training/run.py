@@ -95,24 +95,28 @@ def _train_tokenizers(recipe: Recipe, examples: Any, folder: Path) -> None:
                 write_beside(folder / name, functools.partial(shutil.copytree, source))
         return
 
-    def train(name: str, lines: Any) -> None:
+    def train(lines: Any, *names: str) -> None:
         tokenizer = train_tokenizer(
             lines, recipe.tokenizer, recipe.vocabulary_size, recipe.min_frequency, recipe.lowercase
         )
-        tokenizer.save(folder / name)
+        for name in names or ("tokenizer",):
+            tokenizer.save(folder / name)
 
     kind = corpus_of(recipe).kind
-    if kind == "pairs":
-        train("tokenizer", [a for a, _ in examples])
-        train("target_tokenizer", [b for _, b in examples])
+    if kind == "pairs" and recipe.model.get("share_embeddings"):
+        # One table of embeddings needs one vocabulary (Vaswani et al. 2017, section 5.1).
+        train([line for pair in examples for line in pair], "tokenizer", "target_tokenizer")
+    elif kind == "pairs":
+        train([a for a, _ in examples])
+        train([b for _, b in examples], "target_tokenizer")
     elif kind == "documents":
-        train("tokenizer", [line for document in examples for line in document])
+        train([line for document in examples for line in document])
     elif kind == "text":
-        train("tokenizer", examples.splitlines(keepends=True))
+        train(examples.splitlines(keepends=True))
     elif kind in fine_tuning.KINDS:
-        train("tokenizer", fine_tuning.texts_of(kind, examples))
+        train(fine_tuning.texts_of(kind, examples))
     else:
-        train("tokenizer", [example if kind == "lines" else example[0] for example in examples])
+        train([example if kind == "lines" else example[0] for example in examples])
 
 
 def build_model(recipe: Recipe, tokenizer: Any, target_tokenizer: Any, labels: list[str] | None) -> keras.Model:

@@ -86,6 +86,17 @@ def test_a_saved_model_is_the_librarys_alone(tiny_run):
     assert b"keras_seq" in config and b"training" not in config and b"WarmUp" not in config
 
 
+def test_embeddings_are_shared_over_one_vocabulary_of_both_languages(conftest, tmp_path):
+    recipe = conftest.tiny_recipe("transformer", vocabulary_size=2003, steps=1, steps_per_epoch=1, warmup_steps=1)
+    recipe = recipe.replace(model={**recipe.model, "share_embeddings": True})
+    one = run.load_run(run.fit(recipe, tmp_path / "shared", progress=False).folder)
+    assert one.tokenizer.fingerprint == one.target_tokenizer.fingerprint
+    pairs = run.corpus_of(recipe).read("train", recipe.train_examples, recipe.seed)
+    ids = one.tokenizer.tokenize([line for pair in pairs for line in pair]).flat_values.numpy()
+    assert one.tokenizer.unknown_token_id not in ids and max(ids) == one.model.source_vocabulary_size - 1
+    assert one.model.target_embedding is one.model.source_embedding
+
+
 def test_labels_are_sorted_one_a_line(tiny_run):
     one = tiny_run("bert-classify")
     assert (one.folder / "labels.txt").read_bytes() == b"negative\npositive\n"
