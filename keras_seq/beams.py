@@ -5,6 +5,10 @@ from keras import ops, tree
 from keras_seq import backend
 from keras_seq.samplers import IMPOSSIBLE, History
 
+# The rank of what is not there. Ranks of real sequences are bounded to stay above it, and finite, under any penalty.
+NOTHING = -3e38
+GREATEST_BONUS, GREATEST_DIVISOR = 1e37, 1e24
+
 
 def beam_search(model, begun, max_new_tokens, ends, sampler, limits_b, constraints):
     """The best `num_beams` sequences a row, all rows side by side.
@@ -67,7 +71,7 @@ class _Search:
             "token_ids": ops.zeros((*shape, self.max_new_tokens), "int32"),
             "lengths": ops.zeros(shape, "int32"),
             "scores": ops.zeros(shape, "float32"),
-            "ranks": ops.zeros(shape, "float32") + 2 * IMPOSSIBLE,
+            "ranks": ops.zeros(shape, "float32") + NOTHING,
         }
 
     def step(self, index, carry, done):
@@ -88,7 +92,7 @@ class _Search:
             "token_ids": grown["tokens"],
             "lengths": ops.zeros_like(grown["token"]) + length,
             "scores": grown["scores"],
-            "ranks": ops.where(counts_bk, ranks_bk, 2 * IMPOSSIBLE),
+            "ranks": ops.where(counts_bk, ranks_bk, NOTHING),
         }
         done = _best(done, new, self.width)
         carry = self._go_on(carry, state, coverage_rs, grown, ends_bk)
@@ -143,14 +147,15 @@ class _Search:
 
     def _ranked(self, scores_bk, length):
         penalty_b1 = ops.cast(self.sampler.length_penalty, "float32")[:, None]
-        return scores_bk / ops.power(ops.cast(length, "float32"), penalty_b1)
+        divisor_b1 = ops.power(ops.cast(length, "float32"), penalty_b1)
+        return scores_bk / ops.clip(divisor_b1, 1 / GREATEST_DIVISOR, GREATEST_DIVISOR)
 
     def _coverage_bonus(self, coverage_rs):
-        """What is added to the ranks of sequences that end: (b, w), at most 0."""
+        """What is added to the ranks of sequences that end: (b, w)."""
         # A float32 has no logarithm of 0; nothing that the search could choose has one lower than this.
         logs_rs = ops.where(self.real_rs, ops.log(ops.clip(coverage_rs, 1e-9, 1.0)), 0.0)
         summed_bw = ops.reshape(ops.sum(logs_rs, axis=1), (self.batch, self.width))
-        return summed_bw * self.sampler.coverage_penalty[:, None]
+        return ops.clip(summed_bw * self.sampler.coverage_penalty[:, None], -GREATEST_BONUS, GREATEST_BONUS)
 
 
 def _pick(x_bk, chosen_bw):

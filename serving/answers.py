@@ -1,6 +1,7 @@
 """Text in, text out, inside a graph: what stands behind each signature, for the five models.
 
 Content never raises: text that is too long is cut to the model's length, an empty one has a start or end token to see.
+Nor does an option: a NaN as a length penalty is the default, as a temperature or a top_p the likeliest token each time.
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ import tensorflow as tf
 import keras_seq
 from keras_seq import generation
 from keras_seq.packing import MAX_SOURCE, pack_start_end
+from serving.signatures import OPTION_DEFAULTS
 from serving.task_answers import ChoicePicker, PairClassifier, PairScorer, SpanFinder, TokenTagger
 from serving.task_text import BERTText, GPTBothOrders, GPTText, Rows, pair_mask
 
@@ -61,7 +63,8 @@ class Translator:
 
     def translate_beam(self, text: tf.Tensor, length_penalty: tf.Tensor, max_new_tokens: tf.Tensor) -> tuple:
         """The best translations (b, beams) and their summed log-probabilities, best first."""
-        sampler = keras_seq.BeamSampler(NUM_BEAMS, length_penalty)
+        usual = OPTION_DEFAULTS["length_penalty"]
+        sampler = keras_seq.BeamSampler(NUM_BEAMS, tf.where(tf.math.is_nan(length_penalty), usual, length_penalty))
         written = self._write(self._source(text)[0], sampler, max_new_tokens)
         return _detokenize(self.target_tokenizer, written), written["scores"]
 

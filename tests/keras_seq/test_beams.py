@@ -109,6 +109,17 @@ def test_each_row_may_have_its_own_length_penalty():
         np.testing.assert_array_equal(together["token_ids"][row], alone["token_ids"][0])
 
 
+@pytest.mark.parametrize("penalty", [-3e38, -50.0, -4.0, 50.0, 3e38])
+@pytest.mark.parametrize("cover", [0.0, -3e38, 3e38])
+def test_no_penalty_is_so_great_that_nothing_is_written(penalty, cover):
+    result = write(chain_of(spread=3.0), sources(3, 50), 13, BeamSampler(3, penalty, coverage_penalty=cover), end=2)
+    assert np.all(result["lengths"] >= 1) and np.all(np.isfinite(result["scores"]))
+    for row, first in enumerate((3, 50)):
+        for length, ids, score in zip(*(result[name][row] for name in ("lengths", "token_ids", "scores"))):
+            expected = sum(chain_of(spread=3.0).log_p(first, ids[:i])[ids[i]] for i in range(length))
+            np.testing.assert_allclose(score, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("cover", [0.2, 1.5])
 def test_the_coverage_penalty_ranks_by_what_was_looked_at(cover):
     chain, firsts = chain_of(spread=1.0), tuple(range(0, 40, 3))

@@ -238,6 +238,29 @@ def test_content_never_raises(answers, call, name):
     assert all(len(output) == len(hostile) for output in outputs)
 
 
+def test_options_out_of_any_range_raise_nothing_and_leave_companions_alone(answers, call):
+    odd = [np.nan, np.inf, -np.inf, 3e38, -50.0, 1.0]
+    asked, caps = texts(["the cook"] * 6), [7, 2**31 - 1, -(2**31), 0, 7, 7]
+    translations, scores = call(answers["transformer"], "translate_beam", asked, tf.constant(odd), tf.constant(caps))
+    usual = call(answers["transformer"], "translate_beam", asked[:1], tf.constant([1.0]), tf.constant([7]))
+    for row in (0, 5):
+        assert (translations[row] == usual[0][0]).all()
+        np.testing.assert_allclose(scores[row], usual[1][0], rtol=1e-5)
+    assert np.isfinite(scores).all() and (scores < 0).all()
+
+    def sample(temperature, top_p, top_k, seed, caps):
+        values = caps, tf.constant(temperature), top_k, tf.constant(top_p), tf.constant(seed, "int64")
+        return call(answers["gpt"], "sample", asked[: len(caps)], *(tf.constant(one) for one in values))
+
+    top_p = [1.0, 1.0, -1.0, 0.5, np.inf, np.nan]
+    told = sample(odd, top_p, [0, -7, 2**31 - 1, 0, 0, 0], [3, -2, 2**63 - 1, 5, 7, 11], caps)
+    assert np.isfinite(told[1]).all() and (told[1] < 0).all()
+    likeliest = sample([0.0], [1.0], [0], [3], [7])
+    for row in (0, 5):
+        assert told[0][row] == likeliest[0][0]
+        np.testing.assert_allclose(told[1][row], likeliest[1][0], rtol=1e-5)
+
+
 def test_what_does_not_fit_is_named():
     given = build("gpt")
     with pytest.raises(ValueError, match=r"needs one of Seq2Seq, .* got str"):
