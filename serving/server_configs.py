@@ -10,10 +10,9 @@ MODELS, BATCHING, MONITORING = "models.config", "batching.config", "monitoring.c
 METRICS_PATH = "/monitoring/prometheus/metrics"
 # The real server's default is 4 threads a core, and the call beyond the last is refused with RESOURCE_EXHAUSTED.
 GRPC_MAX_THREADS = 128
-_MERGED_ROWS = 32
 _WAIT_MICROS = 1000
 _WAITING_BATCHES = 100
-_LARGEST_CALL = 1024
+_MOST_ROWS = 1024
 
 
 def write_configs(
@@ -70,14 +69,16 @@ def model_config(models: list[str], base: str) -> str:
 
 
 def batching_config(num_batch_threads: int) -> str:
-    """BatchingParameters in text form. A call with more rows than a merged batch may have is divided, not refused."""
+    """BatchingParameters in text form.
+
+    Large calls are not divided (enable_large_batch_splitting): TensorFlow Serving could not put together answers that
+    are as wide as the longest row of their batch.
+    """
     numbers = {
-        "max_batch_size": _LARGEST_CALL,
-        "max_execution_batch_size": _MERGED_ROWS,
+        "max_batch_size": _MOST_ROWS,
         "batch_timeout_micros": _WAIT_MICROS,
         "max_enqueued_batches": _WAITING_BATCHES,
         "num_batch_threads": num_batch_threads,
-        "enable_large_batch_splitting": "true",
     }
     return "".join(f"{name} {{ value: {value} }}\n" for name, value in numbers.items())
 

@@ -176,7 +176,7 @@ class Batcher:
         with self._changed:
             tasks = self._enqueue(key, parameters, call, feeds, rows, deadline)
         parts = [task.answer.result() for task in tasks]
-        return parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts)]
+        return parts[0] if len(parts) == 1 else [_joined(pieces) for pieces in zip(*parts)]
 
     def waiting(self, key: Hashable) -> int:
         """The rows that wait under a key."""
@@ -247,6 +247,25 @@ class Batcher:
                     self._changed.notify()
                 return queue, batch
         return None
+
+
+def _joined(pieces: tuple[np.ndarray, ...]) -> np.ndarray:
+    """The answers to the parts of a divided call as one, padded with "" or 0 to the widest of them."""
+    if len({piece.ndim for piece in pieces}) > 1:
+        ranks = [piece.ndim for piece in pieces]
+        raise StatusError(Code.FAILED_PRECONDITION, f"Batched output tensors must have equal ranks, got {ranks}")
+    widest = np.max([piece.shape[1:] for piece in pieces], axis=0)
+    padding = b"" if pieces[0].dtype == object else 0
+    return np.concatenate(
+        [
+            np.pad(
+                piece,
+                [(0, 0), *((0, int(most - size)) for most, size in zip(widest, piece.shape[1:]))],
+                constant_values=padding,
+            )
+            for piece in pieces
+        ]
+    )
 
 
 def count_rows(feeds: Arrays) -> int:

@@ -145,6 +145,26 @@ def test_a_large_call_is_divided_where_that_is_asked(batcher):
     assert model.seen == [[0], [2, 3, 5], [7, 11, 13], [17]]
 
 
+def test_parts_of_a_divided_call_are_padded_to_the_widest_of_them(batcher):
+    def spread(feeds, _):
+        widest = int(max(feeds[0]))
+        counts = np.arange(widest)[None] < feeds[0][:, None]
+        return [np.where(counts, 0.5, 0.0), np.where(counts, b"x", b"").astype(object)]
+
+    parameters = BatchingParameters(max_batch_size=11, enable_large_batch_splitting=True, max_execution_batch_size=3)
+    rows = np.array([1, 2, 1, 5, 3, 2, 1])
+    for told, expected in zip(batcher.run("key", parameters, spread, [rows]), spread([rows], None)):
+        assert told.dtype == expected.dtype
+        np.testing.assert_array_equal(told, expected)
+
+    def ranks(feeds, _):
+        return [np.zeros((len(feeds[0]), *[1] * len(feeds[0])))]
+
+    with pytest.raises(StatusError, match=r"equal ranks, got \[4, 4, 2\]") as refused:
+        batcher.run("ranks", parameters, ranks, [rows])
+    assert refused.value.code == Code.FAILED_PRECONDITION
+
+
 def test_an_overfull_queue_is_unavailable(batcher):
     model = Model()
     answers = together(batcher, model, BatchingParameters(max_batch_size=2, max_enqueued_batches=2), [[2, 3]] * 3)

@@ -108,11 +108,11 @@ def test_batching_gets_its_flags_and_its_file_our_own_or_the_one_given(folder, t
     given = tmp_path / "mine.config"
     given.write_text("max_batch_size { value: 7 }")
     ports = {"port": free_port(), "rest_api_port": free_port(), "enable_batching": True}
-    for file, words in ((None, "max_execution_batch_size"), (given, "max_batch_size { value: 7 }")):
+    for file, words in ((None, "num_batch_threads"), (given, "max_batch_size { value: 7 }")):
         assert launch.serve(folder, "tensorflow_model_server", batching_parameters_file=file, **ports) == 7
         assert "--enable_batching=true" in (tmp_path / "arguments").read_text().splitlines()
         assert words in (tmp_path / "config").read_text()
-        assert (file is None) == ("enable_large_batch_splitting" in (tmp_path / "config").read_text())
+        assert (file is None) == ("num_batch_threads" in (tmp_path / "config").read_text())
     with pytest.raises(FileNotFoundError, match="no batching_parameters_file at nix"):
         launch.serve(folder, "tensorflow_model_server", batching_parameters_file="nix", **ports)
     with pytest.raises(ValueError, match="with enable_batching only"):

@@ -19,10 +19,10 @@ def test_the_models_are_read_back_by_the_servers_own_proto():
     assert {entry.model_platform for entry in entries} == {"tensorflow"}
 
 
-def test_batching_merges_up_to_32_rows_and_divides_larger_calls(tmp_path):
+def test_batching_merges_calls_and_divides_none(tmp_path):
     server_configs.write_configs(tmp_path, ["a"], "/models", enable_batching=True)
     read = read_parameters(tmp_path / server_configs.BATCHING)
-    assert (read.limit, read.max_batch_size, read.enable_large_batch_splitting) == (32, 1024, True)
+    assert (read.limit, read.enable_large_batch_splitting) == (1024, False)
     assert read.batch_timeout_micros == 1000
 
 
