@@ -10,13 +10,14 @@ from typing import Any
 
 from serving.client import Client, ServingError
 from serving.model_server import quiet
-from serving.signatures import OPTION_DEFAULTS, WEIGHTS_DTYPES
+from serving.signatures import OPTION_DEFAULTS, SIGNATURES, WEIGHTS_DTYPES
 
 _ASK_HELP = """\
 ask a served model, over REST unless --grpc is given
 
 The signature's inputs are found through the server's metadata. The texts fill its string input, one row each. Where it
-has two string inputs (first, second; text, translation) the texts are taken in pairs: FIRST SECOND FIRST SECOND ...
+has two string inputs (first, second; text, translation; question, context) the texts are taken in pairs: FIRST SECOND
+FIRST SECOND ... A model that chooses is asked one row: PROMPT CHOICE CHOICE ...
 Options hold for every row; those not given take the defaults of the table of signatures."""
 
 
@@ -118,23 +119,35 @@ def fill_inputs(specs: dict[str, dict], texts: list[str], options: dict[str, str
 
     Args:
         specs: input name -> {"dtype": ..., "shape": ...}, as `Client.metadata` gives them.
-        texts: the texts, the string inputs of a row one after the other.
+        texts: the texts, the string inputs of a row one after the other; of choices one row, the prompt before them.
         options: option name -> its value as text.
 
     Raises:
         UsageError: an unknown option, a value that is not a number, texts that do not fill their rows.
     """
-    named = [name for name, spec in specs.items() if spec["dtype"] == "string"]
-    knobs = [name for name in specs if name not in named]
+    # In the order of the table: metadata has names in that of the alphabet.
+    known = (one.inputs for table in SIGNATURES.values() for one in table.values())
+    order = next((names for names in known if set(names) == set(specs)), tuple(specs))
+    named = [name for name in order if specs[name]["dtype"] == "string"]
+    knobs = [name for name in order if name not in named]
     for name in options:
         if name not in knobs:
             raise UsageError(f"this signature has {_listed('option', knobs)}, got --option {name}={options[name]}.")
-    if not named or len(texts) % len(named):
+    choices = [name for name in named if len(specs[name]["shape"] or ()) == 2]
+    inputs: dict[str, list]
+    if choices:
+        others = [name for name in named if name not in choices]
+        if len(choices) > 1 or len(texts) <= len(others):
+            told = ", ".join([*others, *(f"{name} ..." for name in choices)])
+            raise UsageError(f"this signature takes one row of texts, {told}, got {len(texts)} texts.")
+        rows = 1
+        inputs = {name: [_utf8(text)] for name, text in zip(others, texts)}
+        inputs[choices[0]] = [[_utf8(text) for text in texts[len(others) :]]]
+    elif not named or len(texts) % len(named):
         raise UsageError(f"this signature takes {_listed('text', named)} a row, got {len(texts)} texts.")
-    rows = len(texts) // len(named)
-    inputs: dict[str, list] = {
-        name: [_utf8(text) for text in texts[start :: len(named)]] for start, name in enumerate(named)
-    }
+    else:
+        rows = len(texts) // len(named)
+        inputs = {name: [_utf8(text) for text in texts[start :: len(named)]] for start, name in enumerate(named)}
     for name in knobs:
         value = options[name] if name in options else _default(name, specs[name]["dtype"])
         inputs[name] = [_number(name, value, specs[name]["dtype"])] * rows

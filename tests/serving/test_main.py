@@ -131,6 +131,18 @@ def test_options_fill_every_row_and_the_rest_take_their_defaults(module):
         command_line.fill_inputs(specs, ["a"], {})
 
 
+def test_texts_are_taken_in_the_order_of_the_table_and_choices_after_their_prompt():
+    text, choices = {"dtype": "string", "shape": [-1]}, {"dtype": "string", "shape": [-1, -1]}
+    for first, second in (("question", "context"), ("text", "translation"), ("first", "second")):
+        specs = dict.fromkeys(sorted((first, second)), text)
+        assert command_line.fill_inputs(specs, ["a", "b", "c", "d"], {}) == {first: ["a", "c"], second: ["b", "d"]}
+    specs = {"choices": choices, "prompt": text}
+    filled = command_line.fill_inputs(specs, ["why", "so", "or so", "or"], {})
+    assert filled == {"prompt": ["why"], "choices": [["so", "or so", "or"]]}
+    with pytest.raises(command_line.UsageError, match=r"one row of texts, prompt, choices \.\.\., got 1 texts"):
+        command_line.fill_inputs(specs, ["why"], {})
+
+
 def test_export_passes_its_arguments_on_and_prints_the_folder(run, module):
     called = []
 
