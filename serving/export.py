@@ -4,6 +4,7 @@ Written beside (outside the folder that is served), reloaded in a fresh process,
 renamed into place: a server that polls the folder never sees half a version.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ from serving.check import check
 from serving.probes import probe, write_warm_up
 from serving.signatures import INPUT_DTYPES, INPUT_RANKS, OPTION_DEFAULTS, SIGNATURES, Signature
 from serving.weights import StoredWeights, loss
+
+MAX_VERSION = 2**63 - 1  # a version is an int64
 
 TOLERANCE = 1e-4  # between the live model and the reloaded one, of every float
 # What a run's classifier reads, by its recipe's architecture: one text unless named here.
@@ -134,7 +137,10 @@ def export_model(
     place = folder / str(_version(folder, version))
     answers = answers_for(model, tokenizer, target_tokenizer, labels, max_new_tokens, kind)
     stored, table = StoredWeights(model, weights_dtype), SIGNATURES[answers.kind]
-    staging = folder.parent.parent / f".staging-{folder.name}-{place.name}-{os.getpid()}"
+    # Outside exports/; where that cannot be written, under a name that no server takes for a version.
+    outside = next(path for path in (folder.parent.parent, *folder.parent.parent.parents) if path.exists())
+    beside = folder.parent.parent if os.access(outside, os.W_OK) else folder
+    staging = beside / f".staging-{folder.name}-{place.name}-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     try:
         functions = _save(answers, staging, stored)
@@ -146,18 +152,34 @@ def export_model(
         folder.mkdir(parents=True, exist_ok=True)
         if place.exists():  # of another export meanwhile
             raise FileExistsError(f"Version {place.name} is in {folder} already.")
-        os.rename(staging, place)
+        _move(staging, place)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return place
 
 
+def _move(staging: Path, place: Path) -> None:
+    """Renames; onto another file system, as a mounted volume is, it copies beside the place and renames there."""
+    try:
+        os.rename(staging, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = place.parent / staging.name
+        try:
+            shutil.copytree(staging, beside)
+            os.rename(beside, place)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
 def _version(folder: Path, version: int | None) -> int:
-    present = [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
+    numbers = [path.name for path in folder.glob("*")] if folder.is_dir() else []
+    present = [int(name) for name in numbers if name.isascii() and name.isdigit() and int(name) <= MAX_VERSION]
     if version is None:
-        return max(present, default=0) + 1
-    if version < 1:
-        raise ValueError(f"export needs a version >= 1, got version={version!r}.")
+        version = max(present, default=0) + 1
+    if not 1 <= version <= MAX_VERSION:
+        raise ValueError(f"export needs a version from 1 to {MAX_VERSION}, got version={version!r}.")
     if version in present:
         raise FileExistsError(f"Version {version} is in {folder} already.")
     return version

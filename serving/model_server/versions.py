@@ -121,9 +121,17 @@ def find_versions(base_path: Path) -> dict[int, Path]:
     versions: dict[int, Path] = {}
     with os.scandir(base_path) as entries:
         for entry in entries:
-            if entry.name.isascii() and entry.name.isdigit() and entry.is_dir() and int(entry.name) <= MAX_VERSION:
+            if entry.name.isascii() and entry.name.isdigit() and int(entry.name) <= MAX_VERSION and _is_folder(entry):
                 versions[int(entry.name)] = Path(entry.path)
     return versions
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether it is one that can be looked into: a loop of links among the versions hides no other version."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def folder_stamp(path: Path) -> tuple:

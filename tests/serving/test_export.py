@@ -1,9 +1,11 @@
 """Every export, reloaded, read and served: what it answers is what the live model answers."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -208,9 +210,33 @@ def test_versions_count_up_and_none_is_overwritten(tmp_path, classifier, monkeyp
     before = (tmp_path / "a folder/exports/x/7/saved_model.pb").read_bytes()
     with pytest.raises(FileExistsError, match=r"Version 7 is in .* already"):
         export_model(**given, version=7)
-    with pytest.raises(ValueError, match=r"version >= 1, got version=0"):
+    with pytest.raises(ValueError, match=r"version from 1 to 9223372036854775807, got version=0"):
         export_model(**given, version=0)
     assert (tmp_path / "a folder/exports/x/7/saved_model.pb").read_bytes() == before
+
+
+def test_an_export_onto_another_file_system_comes_in_one_step_too(tmp_path, classifier, monkeypatch):
+    """As where exports/ is a mounted volume: what lies outside cannot be renamed into it."""
+    monkeypatch.setattr("serving.export._compare", lambda *_: None)
+    rename, moved = os.rename, []
+
+    def within_one_folder(source, target):
+        if Path(source).parent != Path(target).parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        moved.append(Path(source).name)
+        rename(source, target)
+
+    monkeypatch.setattr("serving.export.os.rename", within_one_folder)
+    place = export_model(**classifier, folder=tmp_path / "exports" / "x")
+    assert (place / "saved_model.pb").is_file() and len(moved) == 1 and not moved[0].isdigit()
+    assert (os.listdir(tmp_path), os.listdir(tmp_path / "exports" / "x")) == (["exports"], ["1"])
+
+
+def test_names_that_no_server_reads_are_no_versions(tmp_path, classifier, monkeypatch):
+    monkeypatch.setattr("serving.export._compare", lambda *_: None)
+    for name in ("3", "²", "٣", str(2**63)):
+        (tmp_path / "x" / name).mkdir(parents=True)
+    assert export_model(**classifier, folder=tmp_path / "x").name == "4"
 
 
 def test_an_export_that_fails_its_comparison_leaves_nothing(tmp_path, classifier, monkeypatch):

@@ -19,6 +19,12 @@ def test_only_numbers_are_versions(tmp_path):
     assert set(find_versions(tmp_path)) == {1, 23}
 
 
+def test_a_loop_of_links_hides_no_other_version(tmp_path):
+    (tmp_path / "5").symlink_to(tmp_path / "5")
+    (tmp_path / "6").mkdir()
+    assert set(find_versions(tmp_path)) == {6}
+
+
 def test_a_folder_is_told_from_the_same_one_changed(tmp_path):
     (tmp_path / "part").write_text("a")
     stamp = folder_stamp(tmp_path)
