@@ -13,9 +13,12 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal
 
 from serving.retries import Retries, ServingError
-from serving.wire import MAX_MESSAGE_BYTES, Address, Call, Signatures, Wire, features
+from serving.wire import MAX_MESSAGE_BYTES, Address, Call, Signatures, StaleSignature, Wire, features
 
 __all__ = ["AsyncClient", "Client", "Retries", "ServingError", "Signatures"]
+
+# Neither transport can wait for ever; infinity is as good.
+LONGEST_SECONDS = 30 * 86_400.0
 
 # What a method does, without doing it: it yields calls to be sent (with the seconds left) and pauses (seconds), is
 # given the answers, and returns the result. So waiting, the only difference between sync and async, is written twice
@@ -165,14 +168,20 @@ class _Questions(ABC):
         """Takes the steps: sends, and waits."""
 
     def _deadline(self, timeout: float | None) -> float:
-        return time.monotonic() + (self.timeout if timeout is None else timeout)
+        return time.monotonic() + min(self.timeout if timeout is None else timeout, LONGEST_SECONDS)
 
     def _predict(self, model: str, inputs: Any, signature: str, version: int | str | None, deadline: float) -> Steps:
         names = list(inputs) if isinstance(inputs, Mapping) else None
         known = yield from self._signature(model, version, signature, names, deadline)
         values = inputs if isinstance(inputs, Mapping) else {next(iter(known["inputs"])): inputs}
         try:
-            return (yield from self._ask(self._wire.predict(model, values, signature, version, known), deadline))
+            try:
+                return (yield from self._ask(self._wire.predict(model, values, signature, version, known), deadline))
+            except StaleSignature:
+                # A new version answered, with other outputs: asked once more by its own signature.
+                self._signatures.pop((model, version), None)
+                known = yield from self._signature(model, version, signature, names, deadline)
+                return (yield from self._ask(self._wire.predict(model, values, signature, version, known), deadline))
         except ServingError as error:
             # A new version may have other signatures than the ones remembered.
             if error.code in ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"):

@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.retries import ServingError
-from serving.wire import INIT_SIGNATURE, Address, Call, Features, Signatures, plain, text
+from serving.wire import INIT_SIGNATURE, Address, Call, Features, Signatures, checked, plain, text
 
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _CLASSIFY = "/tensorflow.serving.PredictionService/Classify"
@@ -33,7 +33,7 @@ _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 # grpc itself answers with the codes a server has too, when nobody is there or in time; only its words tell them apart.
 _MADE_UP = re.compile(
     r"^Deadline Exceeded$|[Ff]ailed to connect|DNS resolution|Socket closed|Connection (reset|refused)|GOAWAY"
-    r"|[Ee]ndpoint closing|Stream removed|recvmsg|[Hh]andshake|Broken pipe"
+    r"|[Ee]ndpoint closing|Stream removed|recvmsg|[Hh]andshake|Broken pipe|errors resolving|hostname lookup"
 )
 
 
@@ -174,9 +174,9 @@ def _addressed(request: Any, model: str, version: int | str | None) -> Any:
 
 
 def _tensor(value: Any, dtype: str) -> Any:
-    # An array of another dtype would be cast without a word; lists are checked value by value.
+    # TensorFlow casts an array of another dtype, wraps numbers out of range and cuts ragged lists, all without a word.
     if not (isinstance(value, np.ndarray) and value.dtype.name == dtype):
-        value = plain(value)
+        value = checked(plain(value), dtype)
     return tf.make_tensor_proto(value, dtype=dtype)
 
 

@@ -16,7 +16,18 @@ from urllib.parse import quote
 import httpx
 
 from serving.retries import ServingError, seconds_of
-from serving.wire import INIT_SIGNATURE, Address, Call, Features, Signatures, array_of, plain, text
+from serving.wire import (
+    INIT_SIGNATURE,
+    Address,
+    Call,
+    Features,
+    Signatures,
+    StaleSignature,
+    array_of,
+    checked,
+    plain,
+    text,
+)
 
 HTTP_CODES = {
     400: "INVALID_ARGUMENT",
@@ -55,12 +66,15 @@ class RestWire:
         self._async_http: httpx.AsyncClient | None = None
 
     def predict(self, model, values, signature_name, version, signature) -> Call:
-        body = {
-            "signature_name": signature_name,
-            "inputs": {name: _jsonable(plain(value)) for name, value in values.items()},
-        }
+        inputs = {}
+        for name, value in values.items():
+            dtype = signature["inputs"][name]["dtype"]
+            try:
+                inputs[name] = _jsonable(checked(plain(value), dtype))
+            except ValueError as error:
+                raise ServingError("INVALID_ARGUMENT", f"input {name!r} takes {dtype}: {error}", "client") from error
         try:
-            content = _json(body)
+            content = _json({"signature_name": signature_name, "inputs": inputs})
         except (TypeError, ValueError, RecursionError) as error:
             raise ServingError("INVALID_ARGUMENT", f"the inputs are not plain values: {error}", "client") from error
         return Call(
@@ -82,8 +96,11 @@ class RestWire:
 
     def _outputs(self, answer: Any, signature: dict) -> dict[str, Any]:
         # The server unwraps a single output, whose name only the signature knows.
-        specs = signature["outputs"]
-        outputs = {next(iter(specs)): answer["outputs"]} if len(specs) == 1 else answer["outputs"]
+        specs, told = signature["outputs"], answer["outputs"]
+        names = set(told) if isinstance(told, dict) and told.keys() != {"b64"} else None
+        if names != (None if len(specs) == 1 else set(specs)):
+            raise StaleSignature(f"the outputs are {sorted(specs)} no longer: {str(told)[:200]}")
+        outputs = {next(iter(specs)): told} if len(specs) == 1 else told
         found = {name: _from_json(value) for name, value in outputs.items()}
         if self.arrays:
             return {name: array_of(value, specs.get(name, {}).get("dtype")) for name, value in found.items()}
@@ -94,12 +111,12 @@ class RestWire:
         return array_of(values, "float32") if self.arrays else values
 
     def send(self, call: Call, timeout: float) -> Any:
-        with self._lock:  # threads share a client
-            if self._http is None:
-                self._http = httpx.Client(**self._settings)
         until = time.monotonic() + timeout
-        request = self._http.build_request(call.method, call.target, content=call.body or None, timeout=timeout)
         with self._translated(timeout):
+            with self._lock:  # threads share a client
+                if self._http is None:
+                    self._http = httpx.Client(**self._settings)
+            request = self._http.build_request(call.method, call.target, content=call.body or None, timeout=timeout)
             response, chunks, size = self._http.send(request, stream=True), [], 0
             try:
                 for chunk in response.iter_bytes():
@@ -114,12 +131,13 @@ class RestWire:
         return self._read(call, response, b"".join(chunks))
 
     async def send_async(self, call: Call, timeout: float) -> Any:
-        if self._async_http is None:
-            self._async_http = httpx.AsyncClient(**self._settings)
-        request = self._async_http.build_request(call.method, call.target, content=call.body or None, timeout=timeout)
         with self._translated(timeout):
+            if self._async_http is None:
+                self._async_http = httpx.AsyncClient(**self._settings)
+            http, content = self._async_http, call.body or None
+            request = http.build_request(call.method, call.target, content=content, timeout=timeout)
             async with asyncio.timeout(timeout):
-                response, chunks, size = await self._async_http.send(request, stream=True), [], 0
+                response, chunks, size = await http.send(request, stream=True), [], 0
                 try:
                     async for chunk in response.aiter_bytes():
                         size += len(chunk)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from serving.retries import ServingError
+
 Signatures = dict[str, dict[str, dict[str, dict[str, Any]]]]
 INIT_SIGNATURE = "__saved_model_init_op"
 # The features of an example: name -> (the field of tf.train.Feature that holds them, values).
@@ -50,6 +52,13 @@ class Call:
     read: Callable[[Any], Any]
 
 
+class StaleSignature(ServingError):
+    """An answer that does not have the outputs of the signature it was asked by: the version is another by now."""
+
+    def __init__(self, message: str):
+        super().__init__("INTERNAL", message, "server")
+
+
 class Wire(Protocol):
     """A transport: how calls are written, and the two ways of sending one."""
 
@@ -81,8 +90,8 @@ class Wire(Protocol):
 
 
 def before_port(host: str) -> str:
-    """A name or an address as it stands in front of a port: one of IPv6 in brackets."""
-    return f"[{host}]" if ":" in host else host
+    """A name or an address as it stands in front of a port: one of IPv6 in brackets, which it may have already."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def plain(value: Any) -> Any:
@@ -127,6 +136,32 @@ def _feature_field(name: str, value: Any) -> str:
             raise ValueError(f"feature {name!r} needs floats of 32 bits, got {value!r}")
         return "float_list"
     raise TypeError(f"feature {name!r} needs str, bytes, int, bool or float, got {type(value).__name__}")
+
+
+def checked(value: Any, dtype: str) -> Any:
+    """Nested lists in which every level has one size, of numbers that the dtype can hold.
+
+    Raises:
+        ValueError: they are ragged, or a number is out of the dtype's range; anything else is left as it is.
+    """
+    import numpy as np
+
+    leaves: list = [value]
+    odd: list
+    while any(isinstance(one, list) for one in leaves):
+        sizes = {len(one) if isinstance(one, list) else -1 for one in leaves}
+        if len(sizes) > 1:
+            raise ValueError("it is ragged: the lists of one level need one length")
+        leaves = [item for one in leaves for item in one]
+    if dtype.startswith(("int", "uint")):
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        odd = [one for one in leaves if isinstance(one, int) and not low <= one <= high]
+    else:
+        most = {"float16": 65504.0, "float32": _FLOAT_MAX, "bfloat16": _FLOAT_MAX}.get(dtype, float("inf"))
+        odd = [one for one in leaves if isinstance(one, int | float) and most < abs(one) < float("inf")]
+    if odd:
+        raise ValueError(f"{odd[0]!r} is out of its range")
+    return value
 
 
 def text(value: bytes) -> str | bytes:

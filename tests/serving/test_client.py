@@ -136,6 +136,39 @@ def test_a_wrong_value_is_an_invalid_argument(client, wrong):
     assert refusal(client.predict, "half", wrong)[0] == "INVALID_ARGUMENT"
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(2**31, "int32"), (-1, "uint64"), (2**63, "int64"), (300, "uint8"), (1e39, "float32")]
+)
+def test_a_number_beyond_its_dtype_is_refused_and_not_another_one_sent(client, value, dtype):
+    assert refusal(client.predict, "typed", [1, value], dtype)[0] == "INVALID_ARGUMENT"
+    with pytest.raises(ServingError, match="INVALID_ARGUMENT"):
+        client.predict("typed", np.array([value]), dtype)
+
+
+@pytest.mark.parametrize("wrong", [["a", ["b", "c"]], [["a", "b"], ["c"]], [[], ["a"]], [["a"], "b"]])
+def test_ragged_text_is_refused_and_none_of_it_dropped(client, wrong):
+    assert refusal(client.predict, "text", wrong, "echo")[0] == "INVALID_ARGUMENT"
+
+
+def test_a_timeout_may_be_infinite(client):
+    assert client.predict("half", [2.0], timeout=float("inf")) == {"y": [3.0]}
+
+
+def test_an_address_that_is_none_is_refused_in_words_and_one_in_brackets_is_taken(free_port):
+    with Client("localhost:8501") as client:
+        code, side, message = refusal(client.status, "half")
+    assert (code, side, "localhost:8501" in message) == ("INVALID_ARGUMENT", "client", True)
+    with Client("[::1]", rest_api_port=free_port(), retries=QUICK) as client:
+        code, side, message = refusal(client.status, "half")
+    assert (code, side, "http://[::1]:" in message) == ("UNAVAILABLE", "transport", True)
+
+
+@pytest.mark.parametrize("transport", ["rest", "grpc"])
+def test_a_host_that_has_no_address_is_not_reached(transport):
+    with Client("no-such-host.invalid", transport=transport, timeout=3, retries=QUICK) as client:
+        assert refusal(client.status, "half")[1] == "transport"
+
+
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
 def test_no_server_is_unavailable_at_the_transport(free_port, transport):
     with Client(HOST, free_port(), free_port(), transport=transport, timeout=3, retries=QUICK) as client:
@@ -402,6 +435,28 @@ def test_a_call_is_repeated_where_the_code_allows_it(kind):
         with saying(http(code, b'{"error": "no"}'), gone) as (port, asked):
             assert refusal(status, port, retries=QUICK) == (name, "server", "no")
             assert len(asked) == 1
+
+
+def signature_answer(*outputs):
+    spec = '{"dtype": "DT_STRING", "tensor_shape": {"dim": [{"size": "-1"}]}}'
+    told = ", ".join(f'"{name}": {spec}' for name in outputs)
+    body = f'{{"serving_default": {{"inputs": {{"text": {spec}}}, "outputs": {{{told}}}}}}}'
+    return http(200, f'{{"metadata": {{"signature_def": {{"signature_def": {body}}}}}}}'.encode())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(("a",), ("a", "b")), (("a", "b"), ("a",)), (("a", "b"), ("a", "c"))], ids=str
+)
+def test_a_new_version_with_other_outputs_is_understood(before, after):
+    def answer(names):
+        values = ", ".join(f'"{name}": ["{name.upper()}"]' for name in names)
+        return http(200, (f'{{"outputs": {{{values}}}}}' if len(names) > 1 else '{"outputs": ["A"]}').encode())
+
+    said = signature_answer(*before), answer(before), answer(after), signature_answer(*after), answer(after)
+    with saying(*said) as (port, asked), Client(HOST, rest_api_port=port, retries=QUICK) as client:
+        for names in (before, after):
+            assert client.predict("m", ["x"]) == {name: [name.upper()] for name in names}
+    assert len(asked) == len(said)
 
 
 def test_retry_after_is_waited_for_but_not_beyond_the_deadline():
