@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_seq.attention import HIDDEN
+
 
 @keras.saving.register_keras_serializable("keras_seq")
 class TokenCrossentropy(keras.losses.Loss):
@@ -63,8 +65,11 @@ def _crossentropy(y_true, y_pred, label_smoothing=0.0):
     nll_bt = keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
     if not label_smoothing:
         return nll_bt
-    # Cross-entropy against the uniform distribution: logsumexp - mean.
-    uniform_bt = ops.logsumexp(y_pred, axis=-1) - ops.mean(y_pred, axis=-1)
+    # Cross-entropy against the uniform distribution over what is not hidden: logsumexp - mean.
+    shown_btv = y_pred > HIDDEN / 2
+    count_bt = ops.maximum(ops.sum(ops.cast(shown_btv, "float32"), axis=-1), 1.0)
+    mean_bt = ops.sum(ops.where(shown_btv, y_pred, 0.0), axis=-1) / count_bt
+    uniform_bt = ops.logsumexp(y_pred, axis=-1) - mean_bt
     return (1 - label_smoothing) * nll_bt + label_smoothing * uniform_bt
 
 

@@ -26,6 +26,13 @@ def test_label_smoothing_equals_cross_entropy_against_smoothed_one_hot_targets()
     np.testing.assert_allclose(TokenCrossentropy(label_smoothing=0.3)(TRUE, LOGITS, REAL), expected, rtol=1e-5)
 
 
+def test_what_a_head_hides_has_no_share_of_a_smoothed_target():
+    # As the heads of spans and choices hide places: what is left alone counts as if nothing else were there.
+    hidden = np.concatenate([LOGITS, np.full((*LOGITS.shape[:-1], 5), -1e9, "float32") + LOGITS[..., :5]], -1)
+    for loss in (TokenCrossentropy(0.1), TokenLoss(0.1)):
+        np.testing.assert_allclose(loss(TRUE, hidden, REAL), loss(TRUE, LOGITS, REAL), rtol=1e-6)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_longer_padding_and_what_stands_in_it_change_nothing(smoothing):
     loss = TokenCrossentropy(smoothing)
