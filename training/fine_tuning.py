@@ -281,13 +281,13 @@ def shared_out(score: tf.Tensor, labels: Sequence[str]) -> tf.Tensor:
 
 
 def _classes(backbone: Any, labels: Sequence[str]) -> keras.Model:
-    return keras_seq.BERTClassifier(backbone, len(labels))
+    return keras_seq.BERTClassifier(backbone, len(labels), backbone.dropout)
 
 
 _TEXT = ("token_ids", "segment_ids")
 TASKS = {
     "bert-tokens": Task(
-        lambda backbone, labels: keras_seq.BERTTokenClassifier(backbone, len(labels)),
+        lambda backbone, labels: keras_seq.BERTTokenClassifier(backbone, len(labels), backbone.dropout),
         _token_rows,
         ((*_TEXT, "label", "counted"), ()),
         _split_tokens,
@@ -300,7 +300,7 @@ TASKS = {
         ("start_logits", "end_logits"),
     ),
     "bert-choices": Task(
-        lambda backbone, labels: keras_seq.BERTMultipleChoice(backbone),
+        lambda backbone, labels: keras_seq.BERTMultipleChoice(backbone, backbone.dropout),
         _choice_rows,
         ((*_TEXT, "lengths"), ("label",)),
         _split_choices,

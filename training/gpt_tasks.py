@@ -78,7 +78,7 @@ def _split_nested(batch: dict[str, tf.Tensor], labels: Sequence[str]) -> tuple:
 
 
 def _classes(backbone: Any, labels: Sequence[str]) -> keras.Model:
-    return keras_seq.GPTClassifier(backbone, len(labels))
+    return keras_seq.GPTClassifier(backbone, len(labels), backbone.dropout)
 
 
 _FLAT, _NESTED = ("token_ids",), ("token_ids", "lengths")
@@ -87,14 +87,14 @@ TASKS = {
     "gpt-classify": Task(_classes, _text_rows, (_FLAT, ("label",)), _split_flat, _OUTPUTS),
     "gpt-pairs": Task(_classes, _couple_rows, (_FLAT, ("label",)), _split_flat, _OUTPUTS),
     "gpt-choices": Task(
-        lambda backbone, labels: keras_seq.GPTMultipleChoice(backbone),
+        lambda backbone, labels: keras_seq.GPTMultipleChoice(backbone, backbone.dropout),
         _choice_rows,
         (_NESTED, ("label",)),
         _split_nested,
         _OUTPUTS,
     ),
     "gpt-similarity": Task(
-        lambda backbone, labels: keras_seq.GPTSimilarityClassifier(backbone, len(labels)),
+        lambda backbone, labels: keras_seq.GPTSimilarityClassifier(backbone, len(labels), backbone.dropout),
         _scored_rows,
         (_NESTED, ("score",)),
         _split_nested,

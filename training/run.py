@@ -81,9 +81,10 @@ def _labels(folder: Path) -> list[str] | None:
 
 def _sample(recipe: Recipe, examples: Any) -> Any:
     """What a vocabulary is trained on: all examples, or so many of a stream's."""
-    return (
-        next(examples.pools(recipe.train_examples or SAMPLE, recipe.seed)) if isinstance(examples, Files) else examples
-    )
+    if not isinstance(examples, Files):
+        return examples
+    count = recipe.train_examples or SAMPLE
+    return next(examples.pools(count, recipe.seed))[:count]
 
 
 def _train_tokenizers(recipe: Recipe, examples: Any, folder: Path) -> None:
@@ -155,9 +156,10 @@ def _in_dtype(model: keras.Model, dtype: str) -> keras.Model:
 
 
 def _with_head(recipe: Recipe, backbone: keras.Model, tokenizer: Any, labels: list[str] | None) -> keras.Model:
-    """A model of a task over a backbone; a GPT that is fresh to such tasks first gets their three tokens."""
+    """A model of a task over a backbone, its head with the backbone's dropout (a span's has none); a GPT that is fresh
+    to such tasks first gets their three tokens."""
     if recipe.architecture == "bert-classify":
-        return keras_seq.BERTClassifier(backbone, len(labels or ()))
+        return keras_seq.BERTClassifier(backbone, len(labels or ()), backbone.dropout)
     if recipe.architecture in gpt_tasks.TASKS and backbone.vocabulary_size == tokenizer.vocabulary_size:
         backbone = backbone.with_vocabulary_size(tokenizer.vocabulary_size + NUM_TASK_TOKENS)
     return TASKS[recipe.architecture].model(backbone, labels or ())
@@ -300,7 +302,7 @@ def _begin(recipe: Recipe, folder: Path, examples: Any) -> None:
     """Writes what a run has before its first step: tokenizers, labels, and last of all the recipe."""
     _train_tokenizers(recipe, _sample(recipe, examples), folder)
     if (labels := fine_tuning.labels_of(corpus_of(recipe).kind, examples)) is not None:  # all of a stream, once
-        if broken := [name for name in labels if "\n" in name]:
+        if broken := [name for name in labels if "\n" in name or "\r" in name]:
             raise ValueError(f"A label needs to be one line, got {broken[0]!r}.")
         names = "".join(f"{name}\n" for name in labels)
         write_beside(folder / "labels.txt", lambda beside: beside.write_text(names, "utf-8"))

@@ -7,6 +7,7 @@ import os
 import shutil
 import zipfile
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -265,6 +266,22 @@ def test_a_model_that_cannot_be_built_is_a_value_error_that_names_what_was_given
         run.build_model(recipe, Tokenizer, Tokenizer, None)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("architecture", ["bert-classify", "bert-tokens", "bert-choices", "bert-pairs", "gpt-classify"])
+def test_a_head_drops_out_what_its_recipe_says(architecture, dropout, conftest):
+    corpus = {"tokens": "conll", "choices": "jsonl-choices", "pairs": "tsv-couples"}.get(architecture[5:])
+    files = dict.fromkeys(("train", "validation", "test"), "a") if corpus else {}
+    model = {**conftest.BLOCKS, "dropout": dropout}
+    recipe = Recipe(architecture, corpus or "grammar-labelled", files=files, model=model)
+
+    class Tokenizer:
+        vocabulary_size = 31
+
+    model = run.build_model(recipe, Tokenizer, None, ["a", "b"])
+    rates = {one.rate for one in model._flatten_layers() if isinstance(one, keras.layers.Dropout)}
+    assert rates == {dropout} == {model.dropout}
+
+
 def test_where_no_model_can_be_made_another_recipe_can_be_fit_into_the_folder(conftest, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RecipeError, match="does not fit AttentionSeq2Seq"):
@@ -279,11 +296,12 @@ def test_a_model_that_is_no_zip_file_is_not_said_to_be_absent(tiny_run, tmp_path
         run.load_run(tmp_path / "run")
 
 
-def test_a_label_of_two_lines_is_refused(conftest, tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": "x\\ny"}\n{"text": "b", "label": "y"}\n')
+@pytest.mark.parametrize("end", ["n", "r"])
+def test_a_label_of_two_lines_is_refused(conftest, tmp_path, end):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a", "label": "x\\{end}y"}}\n{{"text": "b", "label": "y"}}\n')
     files = {split: str(tmp_path / "a.jsonl") for split in ("train", "validation", "test")}
     recipe = conftest.tiny_recipe("bert-classify", corpus="jsonl-labelled", files=files, model=conftest.BLOCKS)
-    with pytest.raises(ValueError, match=r"A label needs to be one line, got 'x\\ny'"):
+    with pytest.raises(ValueError, match=rf"A label needs to be one line, got 'x\\{end}y'"):
         fit(recipe, tmp_path / "run")
 
 
