@@ -139,7 +139,7 @@ def packed_text(
 
     In order, what is left at the end and fills no window is left out.
     """
-    ids = token_rows(tokenizer, _pieces(text), None).values
+    ids = token_rows(tokenizer, pieces_of(text), None).values
     count = int(ids.shape[0])
     if count <= block:
         raise ValueError(f"packed_text needs more than block={block} tokens, got {count}.")
@@ -180,7 +180,7 @@ def pack(lengths: Sequence[int], block: int) -> list[list[int]]:
     return rows
 
 
-def _pieces(text: str) -> list[str]:
+def pieces_of(text: str) -> list[str]:
     """Text cut into pieces of some 2,000 characters, which tokenize as the whole would: behind a lone line end, since
     byte-pair encoding joins several."""
     pieces, start = [], 0
@@ -238,6 +238,8 @@ def masked_pairs(
     Devlin et al. 2019, appendix A.1. Of two sentences each is cut to half of what `limit` leaves. With `whole_words`
     all tokens of a word are hidden or none, as in BERT's later models; each is still replaced on its own.
     """
+    if tokenizer.mask_token_id is None:
+        raise ValueError("masked_pairs needs a tokenizer with a token to hide others, [MASK], got one without.")
     half = (limit - 3) // 2
     word_starts = tf.constant(starts_word(tokenizer)) if whole_words else None
 

@@ -134,26 +134,35 @@ def _lines(run: Run, answers: Answers, examples: Sequence[str], split: str) -> d
 
 def as_read(run: Run, lines: Sequence[str]) -> list[str]:
     """Lines as far as the model reads them: a longer one is cut to its positions, the end token kept."""
-    import tensorflow as tf
-
-    limit = run.recipe.max_sequence_length - 1
-    rows = run.tokenizer.tokenize(tf.constant(list(lines)))
-    long = np.flatnonzero(rows.row_lengths().numpy() > limit)
-    read = list(lines)
-    for i in long:
-        read[i] = run.tokenizer.detokenize(rows[i][:limit]).numpy().decode()
+    limit, read = run.recipe.max_sequence_length - 1, list(lines)
+    for i, ends in enumerate(_ends(run, lines)):
+        if len(ends) > limit:
+            # By bytes of the line itself: a tokenizer that lowers case or parts words by blanks writes others back.
+            read[i] = lines[i].encode()[: ends[limit - 1]].decode("utf-8", "replace")
     return read
 
 
+def _ends(run: Run, texts: Sequence[str]) -> list[np.ndarray]:
+    """The byte of each text where each of its tokens ends."""
+    from training.fine_tuning import with_offsets
+
+    ends = with_offsets(run.tokenizer, texts)[2]
+    return np.split(ends.values.numpy(), ends.row_splits.numpy()[1:-1])
+
+
 def _running_text(run: Run, answers: Answers, examples: str, split: str) -> dict[str, Any]:
+    from training.pipelines import pieces_of
     from training.run import dataset
 
     if not isinstance(answers, InProcess):
         raise ValueError(f"{run.recipe.corpus} is one running text and is measured in process, got an endpoint.")
     batches = dataset(run.recipe, examples, run, None)
     total, count = answers.total(batches)
-    asked = np.concatenate([np.asarray(labels).ravel() for _, labels, _ in batches])
-    text = run.tokenizer.detokenize(asked).numpy().decode()
+    pieces = pieces_of(examples)
+    before = np.cumsum([0, *(len(piece.encode()) for piece in pieces)])
+    ends = np.concatenate([start + one for start, one in zip(before, _ends(run, pieces))])
+    # The first token is not asked for, nor what fills no window.
+    text = examples.encode()[ends[0] : ends[count]].decode("utf-8", "replace")
     return {"loss": -total / count, **measures.perplexities(-total, count, [text], ends=False), "tokens": count}
 
 

@@ -203,6 +203,21 @@ def test_running_text_is_measured_per_byte_of_what_its_windows_ask_for(copy, mon
     assert values["perplexity_per_word"] == pytest.approx(math.exp(nats / len(asked.split())), rel=1e-4)
 
 
+def test_words_and_bytes_are_the_texts_own_where_a_tokenizer_writes_others_back(copy, monkeypatch):
+    one = copy("gpt", max_sequence_length=7)
+    tokenizer = copy("bert").tokenizer
+    one = one._replace(tokenizer=tokenizer, model=build_model(one.recipe, tokenizer, None, None))
+    line = "The  cook, (whom)   SHE sees  ... "
+    ends = tokenizer.tokenize_with_offsets([line])[2].to_list()[0]
+    assert task_measures.as_read(one, [line, "a"]) == [line.encode()[: ends[5]].decode(), "a"]
+    text = line * 37
+    monkeypatch.setitem(CORPORA, "tinyshakespeare", CORPORA["tinyshakespeare"]._replace(read=lambda *_: text))
+    values = evaluate.evaluate_run(one._replace(recipe=one.recipe.replace(corpus="tinyshakespeare")))
+    ends = tokenizer.tokenize_with_offsets([text])[2].to_list()[0]
+    size = len(text.encode()[ends[0] : ends[values["tokens"]]])
+    assert values["bits_per_byte"] == pytest.approx(values["loss"] * values["tokens"] / size / math.log(2), rel=1e-6)
+
+
 def test_the_grammars_floors_stand_beside_the_models_nats(copy):
     one = copy("gpt")
     values = evaluate.evaluate_run(one)
