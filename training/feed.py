@@ -1,5 +1,6 @@
 """What a fit is fed, and what it has been fed: how many of its tokens were real, and the last batches."""
 
+import builtins
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -10,6 +11,12 @@ import tensorflow as tf
 
 from training.batches import without_tuner
 
+# The errors of reading: of the system, and of what a file holds.
+_OF_FILES = ["BadGzipFile"] + [
+    name
+    for name, one in vars(builtins).items()
+    if isinstance(one, type) and issubclass(one, OSError | ValueError | EOFError)
+]
 KEPT = 16  # batches: more than tf.data prepares ahead of the step that trains
 
 
@@ -24,7 +31,7 @@ def reason(error: tf.errors.OpError) -> str | None:
 
     None where no reader said anything.
     """
-    found = re.search(r"(?:ValueError|OSError|FileNotFoundError|BadGzipFile|EOFError): (.+)", str(error))
+    found = re.search(rf"\b(?:{'|'.join(_OF_FILES)}): (.+)", str(error))
     return found[1] if found else None
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -137,7 +138,9 @@ def _jsonl_choices(path: str, columns: list[str]) -> Iterator[Choice]:
                 prompt, choices, label = (json.loads(line)[column] for column in columns)
                 if not isinstance(choices, list):
                     raise TypeError(f"choices is {type(choices).__name__}")
-                one = Choice(str(prompt), [str(choice) for choice in choices], range(len(choices)).index(int(label)))
+                texts = [_as_text(columns[1], choice) for choice in choices]
+                # As text and back: neither 1.9 nor true is the number of a choice.
+                one = Choice(_as_text(columns[0], prompt), texts, range(len(texts)).index(int(str(label))))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number} needs an object with {columns}, got {line[:60]!r}") from error
             yield one
@@ -150,10 +153,17 @@ def _fields(row: Any, columns: list[str]) -> Any:
         value = row
         for name in column.split("."):
             value = value[name]
-        if value is None or isinstance(value, dict | list):  # as text they would be words: "None"
-            raise TypeError(f"{column} is {type(value).__name__}")
-        values.append(value.decode() if isinstance(value, bytes) else str(value))
+        values.append(_as_text(column, value))
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def _as_text(column: str, value: Any) -> str:
+    """A field as text. Raises: TypeError where it would become words that nobody wrote, such as "None"."""
+    if value is None or isinstance(value, dict | list):
+        raise TypeError(f"{column} is {type(value).__name__}")
+    text = value.decode() if isinstance(value, bytes) else str(value)
+    # Half of a character that JSON may hold, such as an emoji cut in two, is no text: U+FFFD.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _conll(path: str, columns: list[str]) -> Iterator[tuple[list[str], list[str]]]:
@@ -163,7 +173,7 @@ def _conll(path: str, columns: list[str]) -> Iterator[tuple[list[str], list[str]
     except ValueError as error:
         raise ValueError(f"conll needs the numbers of two columns, got {','.join(columns)!r}") from error
     for block in _blocks(path):
-        rows = [(number, line, line.split("\t") if "\t" in line else line.split()) for number, line in block]
+        rows = [(number, line, _cells(line)) for number, line in block]
         rows = [row for row in rows if row[2][0] != "-DOCSTART-"]
         for number, line, cells in rows:
             if not all(-len(cells) <= column < len(cells) for column in (token, label)) or len(cells) < 2:
@@ -172,6 +182,11 @@ def _conll(path: str, columns: list[str]) -> Iterator[tuple[list[str], list[str]
                 )
         if rows:
             yield [cells[token] for *_, cells in rows], [cells[label] for *_, cells in rows]
+
+
+def _cells(line: str) -> list[str]:
+    """What tabs part, or else blanks: of those that Unicode has, a no-break space is part of a word."""
+    return line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
 
 
 def squad_articles(path: str) -> Iterator[tuple[str, list[Question]]]:
@@ -249,7 +264,9 @@ class Files:
         self.columns = own if columns is None else [name.strip() for name in columns.split(",")]
         if len(self.columns) != len(own):
             raise ValueError(f"{reader} takes {len(own)} columns, as {self.reader.columns!r}, got columns={columns!r}.")
-        self.paths = [where] if reader.startswith("tfds") else sorted(glob.glob(where, recursive=True))
+        self.paths = [where]
+        if not reader.startswith("tfds") and not os.path.isfile(where):  # a path may hold a pattern's signs
+            self.paths = [path for path in sorted(glob.glob(where, recursive=True)) if not os.path.isdir(path)]
         self.changes: list[Callable[[list], list]] = []
         if not self.paths:
             raise FileNotFoundError(f"The corpus {reader} needs the file {where}, which is not there.")
@@ -265,7 +282,8 @@ class Files:
         return other
 
     def pools(self, size: int, seed: int | None) -> Iterator[list]:
-        """`size` examples after another; with a seed the files in another order in each pass, for ever.
+        """`size` examples after another, in the last pool up to half as many more; with a seed the files in another
+        order in each pass, for ever.
 
         Raises:
             ValueError: there is no example in the files.
@@ -277,14 +295,17 @@ class Files:
                 else np.random.default_rng((seed, number)).permutation(len(self.paths))
             )
             examples = in_turn(self.reader.read(self.paths[i], self.columns) for i in order)
-            empty = True
-            while pool := list(itertools.islice(examples, size)):
-                empty = False
+            pool = list(itertools.islice(examples, size))
+            if not pool:
+                raise ValueError(f"There is no example in {', '.join(map(str, map(Path, self.paths)))}.")
+            while pool:
+                following = list(itertools.islice(examples, size))
+                if 2 * len(following) < size:  # few at the end join those before: of one document no pairs are made
+                    pool, following = pool + following, []
                 for change in self.changes:
                     pool = change(pool)
                 yield pool
-            if empty:
-                raise ValueError(f"There is no example in {', '.join(map(str, map(Path, self.paths)))}.")
+                pool = following
 
 
 def in_turn(sources: Iterable[Iterator[Any]]) -> Iterator[Any]:

@@ -49,6 +49,9 @@ def test_what_a_reader_says_of_a_file_is_told_though_tensorflow_ran_it():
         list(Feed(given).dataset())
     assert reason(raised.value) == "lines, line 3 needs column 1, got 1 columns: 'x'"
     assert reason(tf.errors.ResourceExhaustedError(None, None, "no memory")) is None
+    for words in ("IsADirectoryError: [Errno 21] a/b", "PermissionError: [Errno 13] a/b"):
+        assert reason(tf.errors.UnknownError(None, None, f"{words}\nTraceback")) == words.partition(": ")[2]
+    assert reason(tf.errors.UnknownError(None, None, "TypeError: ours")) is None
 
 
 def test_the_last_batches_can_be_asked_for_and_old_ones_are_gone():
