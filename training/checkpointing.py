@@ -104,7 +104,8 @@ class Checkpoints(keras.callbacks.Callback):
         if history.exists():  # one more line where the run was stopped between line and checkpoint
             lines = history.read_text("utf-8").splitlines(keepends=True)[: self.epochs + 1]
             write_beside(history, lambda beside: beside.write_text("".join(lines), "utf-8"))
-            names = lines[0].strip().split(",")
+            # Empty where the disk was full, or the run was killed, between opening and writing.
+            names = lines[0].strip().split(",") if lines else []
             self.rows = [dict(zip(names, map(float, line.strip().split(",")), strict=True)) for line in lines[1:]]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

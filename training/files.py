@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -63,10 +64,17 @@ def _flush(path: Path) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Readable JSON in UTF-8."""
-    write_beside(
-        path, lambda beside: beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    )
+    """Readable JSON in UTF-8; infinity and what is no number, which JSON does not have, as null."""
+    text = json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_beside(path, lambda beside: beside.write_text(text, "utf-8"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:

@@ -89,9 +89,11 @@ def entities(labels: Sequence[str]) -> set[Entity]:
     """The entities of a sentence labelled B-TYPE, I-TYPE, O, read as the CoNLL-2003 shared task's scorer does.
 
     An entity begins at B, and at an I whose type is not that of the token before. Where the last token of an entity is
-    labelled E- (or L-) and a single one S- (or U-), an entity also ends there.
+    labelled E- (or L-) and a single one S- (or U-), an entity also ends there. A letter alone is of the type "".
     """
-    parts = [(label[:1], label[2:]) if label[1:2] == "-" and label[0] in "BIELSU" else ("O", "") for label in labels]
+    parts = [
+        (label[:1], label[2:]) if label[:1] in {*"BIELSU"} and label[1:2] in "-" else ("O", "") for label in labels
+    ]
     begins = [
         kind in "BSU" or (kind in "IEL" and (before[0] in "OELSU" or before[1] != name))
         for before, (kind, name) in pairwise([("O", ""), *parts])

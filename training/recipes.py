@@ -158,6 +158,8 @@ class Recipe:
                 raise RecipeError(
                     f"A recipe needs architecture={architecture!r} for {name}, got {self.architecture!r}."
                 )
+        if self.architecture == "bert" and self.start_from is None and self.tokenizer != "wordpiece":
+            raise RecipeError(f"bert needs tokenizer='wordpiece', with a token to hide others, got {self.tokenizer!r}.")
         if self.pack_documents and kind == "text":
             raise RecipeError(f"pack_documents needs lines or documents, got corpus={self.corpus!r}, one running text.")
         self._check_files(kind)
@@ -166,7 +168,7 @@ class Recipe:
     def _check_files(self, kind: str) -> None:
         """A reader needs a file for each split, a built-in corpus takes none."""
         wanted = SPLITS if self.corpus in READERS else ()
-        if sorted(self.files) != sorted(wanted) or not all(isinstance(one, str) for one in self.files.values()):
+        if set(self.files) != set(wanted) or not all(isinstance(one, str) for one in self.files.values()):
             raise RecipeError(f"corpus={self.corpus!r} needs files for {list(wanted)}, got files={dict(self.files)!r}.")
         if self.stream and (not wanted or kind == "text"):
             raise RecipeError(f"stream needs files of examples, got corpus={self.corpus!r}, which is read at once.")
@@ -191,7 +193,7 @@ class Recipe:
         known = model_arguments(self.architecture)
         for name in self.model:
             if name not in known:
-                raise RecipeError(_unknown(f"model argument of {self.architecture}", name, known))
+                raise RecipeError(_unknown(f"model argument of {self.architecture}", str(name), known))
         missing = [name for name, default in known.items() if default is inspect.Parameter.empty]
         missing = [name for name in missing if name not in self.model]
         if missing and self.start_from is None:

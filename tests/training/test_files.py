@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 
 import pytest
@@ -40,6 +41,11 @@ def test_json_is_written_readable_and_in_utf_8(tmp_path):
     text = (tmp_path / "x.json").read_text("utf-8")
     assert '"étudiant"' in text and text.endswith("}\n")
     assert json.loads(text) == {"étudiant": [2, 3]}
+
+
+def test_what_json_has_no_number_for_is_null(tmp_path):
+    write_json(tmp_path / "x.json", {"a": [math.inf, 1.5], "b": {"c": math.nan}, "d": (2, "NaN")})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": {"c": None}, "d": [2, "NaN"]}
 
 
 def test_what_is_no_json_is_named(tmp_path):

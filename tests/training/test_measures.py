@@ -113,6 +113,7 @@ def entities_by_pattern(labels):
         ("I-x I-x O I-y", {("x", 0, 2), ("y", 3, 4)}),
         ("B-x I-y I-y", {("x", 0, 1), ("y", 1, 3)}),
         ("B-creative-work I-creative-work", {("creative-work", 0, 2)}),
+        ("B I O I B", {("", 0, 2), ("", 3, 4), ("", 4, 5)}),
     ],
 )
 def test_entities_begin_at_b_and_where_the_type_changes(labels, expected):

@@ -235,7 +235,7 @@ def test_packed_text_is_fixed_by_its_seed_and_can_start_at_any_step():
 def test_a_text_cut_into_pieces_tokenizes_as_the_whole(kind):
     text = ("A line.\n\n\nAnother,\n  and one more\n" * 301) + "end"
     tokenizer = train_tokenizer([text], kind, 401)
-    pieces = pipelines._pieces(text)
+    pieces = pipelines.pieces_of(text)
     assert len(pieces) > 3 and "".join(pieces) == text
     parts = [i for row in tokenizer.tokenize(tf.constant(pieces)).to_list() for i in row]
     assert parts == tokenizer.tokenize(tf.constant([text])).to_list()[0]

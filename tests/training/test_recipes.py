@@ -159,6 +159,12 @@ def test_a_setting_that_is_no_yaml_or_has_a_key_twice_is_refused(key, value):
             lambda: PLAIN.replace(pack_documents=True, corpus="tinyshakespeare"),
             "pack_documents needs lines or documents, got corpus='tinyshakespeare', one running text.",
         ),
+        (
+            lambda: Recipe("bert", "grammar-documents", tokenizer="bpe"),
+            "bert needs tokenizer='wordpiece', with a token to hide others, got 'bpe'.",
+        ),
+        (lambda: PLAIN.replace(model={True: 2}).check_model(), "Unknown model argument of gpt 'True'"),
+        (lambda: PLAIN.replace(corpus="text-lines", files={1: "a", "train": "b"}), "got files={1: 'a', 'train': 'b'}"),
         (lambda: Recipe.from_dict([]), "A recipe needs keys and values, got list."),
         (lambda: Recipe.from_dict({"corpus": "multi30k"}), "A recipe needs the key 'architecture', got ['corpus']."),
         (lambda: Recipe.from_dict({"architecture": "gpt", "steps ": 3}), "Unknown recipe key 'steps '; did you mean"),

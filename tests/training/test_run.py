@@ -141,9 +141,12 @@ def fit(recipe, folder, resume=False):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("architecture", "stop", "last"), [("seq2seq", 19, "step-16"), ("gpt", 3, None)])
+@pytest.mark.parametrize(
+    ("architecture", "stop", "last", "line"),
+    [("seq2seq", 19, "step-16", "1,0,0\n"), ("seq2seq", 7, "step-4", ""), ("gpt", 3, None, "0\n")],
+)
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
-    architecture, stop, last, tiny_run, tmp_path, monkeypatch
+    architecture, stop, last, line, tiny_run, tmp_path, monkeypatch
 ):
     """Amid an epoch, accumulated gradients, a moving average and early stopping; and before the first checkpoint."""
     whole, folder = tiny_run(architecture), tmp_path / "interrupted"
@@ -156,9 +159,9 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     assert kept == ([last] if last else [])
     with pytest.raises(FileNotFoundError, match=r"A finished run has model\.keras"):
         run.load_run(folder)
-    # As if it had been stopped between the line of an epoch and its checkpoint.
+    # As if it had been stopped between the line of an epoch and its checkpoint, or the disk had been full for the line.
     with open(folder / "history.csv", "a") as file:
-        file.write("1,0,0\n" if last else "0\n")
+        file.write(line)
     resumed = fit(whole.recipe, folder, resume=True)
     for one, other in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
