@@ -200,14 +200,14 @@ def matrix_products(model, batch, folder):
     yield work
 
 
-def agreement(readings, first):
-    """How many of the tokens of each are those of the first, where the weights are the same."""
-    expected = readings[first].answer
+def agreement(readings, float32):
+    """How many of the tokens of each are those of ours in float32, where the weights are the same."""
+    expected = readings[float32].answer
     lines = []
     for name, reading in readings.items():
-        if name != first and reading.answer is not None:
+        if name != float32 and reading.answer is not None:
             same = np.mean([row_a == row_b for a, b in zip(reading.answer, expected) for row_a, row_b in zip(a, b)])
-            lines.append(f"tokens of {name} that are ours: {same:.1%}")
+            lines.append(f"tokens of {name} that ours in float32 writes: {same:.1%}")
     return "\n".join(lines)
 
 
@@ -219,8 +219,8 @@ PLAIN = {
     FLOOR: (matrix_products, {}),
 }
 BEST = {
-    "ours, float32": (ours, {}),
     "ours, bfloat16": (ours, {"dtype": "bfloat16"}),
+    "ours, float32": (ours, {}),
     "KerasHub, bfloat16": (keras_hub, {"dtype": "bfloat16"}),
     "KerasHub, XLA": (keras_hub, {"jit_compile": True}),
     "transformers, bfloat16": (transformers, {"dtype": "bfloat16"}),
@@ -243,11 +243,11 @@ def main():
                 chosen = BEST if options.best else PLAIN
                 contestants = {name: (function, {**common, **more}) for name, (function, more) in chosen.items()}
                 readings = measure(contestants, options.rounds)
-                title = f"{model}, batch {batch}, {PROMPT} tokens read, {NEW} written" + (
+                title = f"generation {model}, batch {batch}, {PROMPT} tokens read, {NEW} written" + (
                     ", best" if options.best else ""
                 )
                 report(title, readings, "ms/step", NEW)
-                print(agreement(readings, next(iter(chosen))), flush=True)
+                print(agreement(readings, "ours, float32" if options.best else "ours, plain graph"), flush=True)
 
 
 if __name__ == "__main__":

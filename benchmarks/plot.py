@@ -4,6 +4,7 @@ python -m benchmarks.plot        -> benchmarks/ratios.png
 """
 
 import json
+import re
 
 import matplotlib
 
@@ -13,8 +14,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 
+def _in_order(path):
+    """By name, the numbers in it by size."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
+
+
 def main():
-    runs = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    runs = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"), key=_in_order)]
     rivals = [
         [one for one in run["programs"][1:] if one["program"] != FLOOR and not one["program"].startswith("ours")]
         for run in runs

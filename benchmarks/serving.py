@@ -22,7 +22,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.turns import RESULTS
+from benchmarks.turns import keep
 
 HOST = "127.0.0.1"
 MODEL = "model"
@@ -285,7 +285,7 @@ def measure(title, folder, transport, clients, options):
                 if turn:  # the first one warms up
                     spent = (cpu_seconds(process) - before) / (len(latencies) + 3 * count)
                     readings[kind].append((_at(latencies, 0.5), _at(latencies, 0.99), len(latencies) / seconds, spent))
-        report(f"{title}, {transport.upper()}, {count} clients", readings)
+        report(f"{title}, {transport.upper()}, {count} at once", readings)
     for process, pipe, _ in servers.values():
         pipe.send("stop")
         process.join()
@@ -322,11 +322,7 @@ def report(title, readings):
         figures = {"p50 ms": p50 * 1e3, "p99 ms": p99 * 1e3, "requests/s": rate, "CPU us/request": spent * 1e6}
         kept.append({"program": kind, **figures, "ratio": ratio, "range": [min(ratios), max(ratios)]})
     print(f"\n### {title}\n\n" + "\n".join(lines), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    slug = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
-    (RESULTS / f"serving-{slug}.json").write_text(
-        json.dumps({"title": title, "programs": kept}, indent=1) + "\n", "utf-8"
-    )
+    keep(f"serving {title}", kept)
 
 
 def main():

@@ -124,6 +124,16 @@ def report(title, readings, unit, amount):
         lines.append(f"| {name} | {milliseconds:.1f} | {told} | {reading.memory:,.0f} |")
         kept.append({"program": name, unit: milliseconds, "ratio": ratio, "range": [min(ratios), max(ratios)]})
     print(f"\n### {title}\n\n" + "\n".join(lines), flush=True)
+    keep(title, kept)
+
+
+def keep(title, programs):
+    """Writes a table down for benchmarks.plot.
+
+    Args:
+        title: of the table.
+        programs: a dict for each, the first ours: its name as "program", its "ratio" to ours, the "range" of that.
+    """
     RESULTS.mkdir(exist_ok=True)
     slug = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
-    (RESULTS / f"{slug}.json").write_text(json.dumps({"title": title, "programs": kept}, indent=1) + "\n", "utf-8")
+    (RESULTS / f"{slug}.json").write_text(json.dumps({"title": title, "programs": programs}, indent=1) + "\n", "utf-8")
