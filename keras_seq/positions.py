@@ -156,7 +156,12 @@ class RotaryEmbedding(keras.layers.Layer):
 ENCODINGS = ("learned", "sine", "rotary")
 
 
-def check_encoding(model, encoding):
-    """How a model tells positions is one of three names."""
+def check_encoding(model, encoding, num_heads, hidden_dim):
+    """How a model tells positions is one of three names; rotation needs channels of each head in pairs."""
     if encoding not in ENCODINGS:
         raise ValueError(f"{model} needs position_encoding in {ENCODINGS}, got position_encoding={encoding!r}.")
+    if encoding == "rotary" and num_heads and hidden_dim % (2 * num_heads):
+        raise ValueError(
+            f"{model} with rotary positions needs hidden_dim to be a multiple of 2 * num_heads, got "
+            f"hidden_dim={hidden_dim} and num_heads={num_heads}."
+        )

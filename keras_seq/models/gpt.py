@@ -72,7 +72,7 @@ class GPT(GenerativeModel):
         **kwargs,
     ):
         check_layers("GPT", num_layers)
-        check_encoding("GPT", position_encoding)
+        check_encoding("GPT", position_encoding, num_heads, hidden_dim)
         self.vocabulary_size = vocabulary_size
         self.num_layers = num_layers
         self.num_heads = num_heads

@@ -75,7 +75,7 @@ class Transformer(GenerativeModel):
             got = f"{source_vocabulary_size} and {target_vocabulary_size}"
             raise ValueError(f"Transformer with share_embeddings needs equal vocabulary sizes, got {got}.")
         check_layers("Transformer", num_layers)
-        check_encoding("Transformer", position_encoding)
+        check_encoding("Transformer", position_encoding, num_heads, hidden_dim)
         self.source_vocabulary_size = source_vocabulary_size
         self.target_vocabulary_size = target_vocabulary_size
         self.num_layers = num_layers

@@ -163,6 +163,14 @@ def test_an_unknown_position_encoding_is_named(name, build):
         build(name, position_encoding="none")
 
 
+@pytest.mark.parametrize("name", ["GPT", "Transformer"])
+def test_rotary_positions_without_pairs_of_channels_in_a_head_are_named(name, build):
+    with pytest.raises(
+        ValueError, match=rf"^{name} with rotary .* multiple of 2 \* num_heads, .*=10 and num_heads=2\.$"
+    ):
+        build(name, position_encoding="rotary", num_heads=2, hidden_dim=10)
+
+
 def assert_steps_equal_the_whole(model, name, inputs, compiled, forward):
     whole = outputs_of(model, inputs, forward)["logits"]
     attention = np.asarray(forward(model.attention_model)(inputs))
