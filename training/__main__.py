@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import tempfile
+import textwrap
 
 # TensorFlow's own lines tell a user nothing (below 3 also of GPUs that are not there); errors come as exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -62,7 +63,7 @@ def import_tensorflow() -> None:
 
 
 def show_recipes() -> None:
-    """Two lines a recipe: what it trains on what, and the model."""
+    """Two lines a recipe, more where they would pass 100 columns: what it trains on what, and the model."""
     from training.recipes import RECIPES
 
     for name, recipe in RECIPES.items():
@@ -71,7 +72,8 @@ def show_recipes() -> None:
         )
         steps = f"{recipe.steps:,} x {recipe.tokens_per_batch:,} tokens"
         print(f"{name:27}{recipe.architecture:17}{recipe.corpus:19}{steps}")
-        print(" " * 8 + "  ".join([*(f"{key}={value}" for key, value in recipe.model.items()), tokenizer]))
+        model = "  ".join([*(f"{key}={value}" for key, value in recipe.model.items()), tokenizer])
+        print(textwrap.fill(model, 100, initial_indent=" " * 8, subsequent_indent=" " * 8))
 
 
 def main(arguments: list[str] | None = None) -> int:
