@@ -463,8 +463,16 @@ RECIPES = {
     ),
     "multi30k-transformer": Recipe(
         architecture="transformer",
-        **{**_SUB_WORDS, "learning_rate": 1e-3},
-        model={"num_layers": 3, "num_heads": 8, "hidden_dim": 256, "intermediate_dim": 512, "dropout": 0.15},
+        **_SUB_WORDS,
+        model={
+            "num_layers": 3,
+            "num_heads": 8,
+            "hidden_dim": 256,
+            "intermediate_dim": 512,
+            "dropout": 0.15,
+            "normalize_first": True,
+            "position_encoding": "rotary",
+        },
         steps=6160,
         ema_momentum=0.998,
         early_stopping=14,
