@@ -7,6 +7,8 @@ from keras_seq.samplers import IMPOSSIBLE, History
 
 # The rank of what is not there. Ranks of real sequences are bounded to stay above it, and finite, under any penalty.
 NOTHING = -3e38
+# Below it stands only what the constraints forbid, beams that ended, and copies of the first beam.
+FORBIDDEN = IMPOSSIBLE / 2
 GREATEST_BONUS, GREATEST_DIVISOR = 1e37, 1e24
 
 
@@ -23,7 +25,8 @@ def beam_search(model, begun, max_new_tokens, ends, sampler, limits_b, constrain
         constraints: Constraints whose options are tensors.
 
     Returns:
-        dict: token_ids (b, w, n), lengths (b, w), scores (b, w), best first.
+        dict: token_ids (b, w, n), lengths (b, w), scores (b, w), best first. Where fewer than w sequences are allowed,
+        the last are empty: tokens 0, length 0, score -3e38.
     """
     search = _Search(model, begun, max_new_tokens, ends, sampler, limits_b, constraints)
     _, _, done = ops.while_loop(
@@ -31,7 +34,12 @@ def beam_search(model, begun, max_new_tokens, ends, sampler, limits_b, constrain
         search.step,
         (ops.convert_to_tensor(0, "int32"), search.first_carry(begun), search.nothing_done()),
     )
-    return {name: done[name] for name in ("token_ids", "lengths", "scores")}
+    there_bw = done["ranks"] > NOTHING
+    return {
+        "token_ids": ops.where(there_bw[:, :, None], done["token_ids"], 0),
+        "lengths": ops.where(there_bw, done["lengths"], 0),
+        "scores": ops.where(there_bw, done["scores"], NOTHING),
+    }
 
 
 class _Search:
@@ -87,7 +95,10 @@ class _Search:
         if self.sampler.covers:
             ranks_bk = ranks_bk + _pick(self._coverage_bonus(coverage_rs), grown["source"])
         # It counts as finished if it is among the `width` likeliest of a row still open.
-        counts_bk = ends_bk & (ops.arange(count)[None] < self.width) & carry["open"][:, None]
+        # Of forbidden ones only the very best does, which is the best where all are forbidden.
+        place_1k = ops.arange(count)[None]
+        allowed_bk = (grown["ranking"] > FORBIDDEN) | (place_1k == 0)
+        counts_bk = ends_bk & allowed_bk & (place_1k < self.width) & carry["open"][:, None]
         new = {
             "token_ids": grown["tokens"],
             "lengths": ops.zeros_like(grown["token"]) + length,
@@ -98,6 +109,7 @@ class _Search:
         carry = self._go_on(carry, state, coverage_rs, grown, ends_bk)
         # Without its coverage a beam may yet become better than it stands, never with it.
         beaten_b = done["ranks"][:, -1] >= self._ranked(carry["ranking"], length)[:, 0]
+        beaten_b = beaten_b | ((carry["ranking"][:, 0] <= FORBIDDEN) & (done["ranks"][:, 0] > NOTHING))
         return length, {**carry, "open": carry["open"] & ~beaten_b & (length < self.limits_b)}, done
 
     def _candidates(self, index, carry, logits_rv):

@@ -93,6 +93,33 @@ def test_a_beam_wider_than_the_vocabulary_ranks_real_sequences_first():
     result = write(chain_of(vocabulary=3), sources(3, 50), 1, BeamSampler(5), end=2)
     for row, first in enumerate((3, 50)):
         np.testing.assert_allclose(result["scores"][row, :3], np.sort(chain_of(3).log_p(first, ()))[::-1], atol=1e-4)
+        check_empty(result, row, 3)
+
+
+def check_empty(result, row, allowed):
+    assert np.all(result["lengths"][row, :allowed] > 0)
+    assert not np.any(result["lengths"][row, allowed:]) and not np.any(result["token_ids"][row, allowed:])
+    np.testing.assert_array_equal(result["scores"][row, allowed:], np.float32(-3e38))
+
+
+@pytest.mark.parametrize(
+    "count, constraints, allowed",
+    [
+        (1, {"suppress_tokens": (0, 2, 4)}, [(1,), (3,)]),
+        (2, {"prefix": [[3, 4]] * 2}, [(3, 4)]),
+        (4, {"prefix": [[2]] * 2}, [(2,)]),  # the end
+        (3, {"prefix": [[0, -1, 2]] * 2, "suppress_tokens": (0, 1, 4)}, [(0, 2), (0, 3, 2)]),
+    ],
+)
+def test_where_fewer_sequences_are_allowed_than_there_are_beams_the_last_are_empty(count, constraints, allowed):
+    chain, firsts = chain_of(spread=1.0), (3, 50)
+    result = write(chain, sources(*firsts), count, BeamSampler(4), end=2, **constraints)
+    for row, first in enumerate(firsts):
+        found = [tuple(ids[:n]) for ids, n in zip(result["token_ids"][row], result["lengths"][row]) if n]
+        assert sorted(found) == allowed
+        for tokens, score in zip(found, result["scores"][row]):
+            assert score == pytest.approx(sum(chain.log_p(first, tokens[:i])[v] for i, v in enumerate(tokens)), abs=1e-4)
+        check_empty(result, row, len(allowed))
 
 
 def test_beam_with_an_end_that_never_comes_fills_every_length():
