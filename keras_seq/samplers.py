@@ -124,6 +124,8 @@ class Constraints:
             prefix = np.asarray(self.prefix)
             if prefix.ndim != 2 or prefix.shape[0] != batch or prefix.shape[1] < 1:
                 raise ValueError(f"generate needs a prefix of shape ({batch}, p) with p >= 1, got {prefix.shape}.")
+            if not np.issubdtype(prefix.dtype, np.integer):
+                raise ValueError(f"generate needs a prefix of integers, got {prefix.dtype}.")
             options["prefix"] = ops.convert_to_tensor(prefix.astype("int32"))
         return options, (*options, self.no_repeat_ngram_size, *self.suppress_tokens)
 

@@ -44,6 +44,7 @@ def text(ids, mask):
         ({"suppress_tokens": range(5)}, "generate needs suppress_tokens that leave a token, got all 5."),
         ({"prefix": [[1], [2]]}, r"generate needs a prefix of shape \(3, p\) with p >= 1, got \(2, 1\)."),
         ({"prefix": [[1], [-1], [5]]}, "generate needs a prefix of ids < 5, got 5."),
+        ({"prefix": [[1.0], [2.5], [3.0]]}, "generate needs a prefix of integers, got float64."),
     ],
 )
 def test_errors_name_the_rule_and_the_value(arguments, message):
