@@ -18,8 +18,10 @@ def enable_lora(model, rank, lora_alpha=None, targets=None):
 
     Hu et al. 2022, section 4.1; which matrices: section 4.2. `keras.layers.Dense.enable_lora` does it; the embedding
     tables and the matrices within an LSTM or GRU cell are no dense layers and stay frozen. B starts at 0, so that no
-    output changes. To be called before `compile`. Saving adds the updates into the matrices: what is loaded is an
-    ordinary model with the same outputs, except over 8-bit or 4-bit weights, where the sum is rounded as they are.
+    output changes. To be called before `compile`: a model that was compiled says that it is to be compiled again; one
+    that holds `model` as its backbone does not know, and would go on with what it trained before. Saving adds the
+    updates into the matrices: what is loaded is an ordinary model with the same outputs, except over 8-bit or 4-bit
+    weights, where the sum is rounded as they are.
 
     Args:
         model: any of the models, or the backbone of one (then the head on top stays trainable).
@@ -47,6 +49,8 @@ def enable_lora(model, rank, lora_alpha=None, targets=None):
         variable.trainable = False
     for layer in chosen:
         layer.enable_lora(rank, lora_alpha)
+    if getattr(model, "compiled", False):
+        model.compiled = False  # its step trains what it trained before: without this, all but the updates
     forget_traces(model)
     return chosen
 

@@ -65,6 +65,20 @@ def test_low_rank_updates_start_at_nothing_and_are_saved_within_the_matrices(
     assert_near(after, outputs_of(merged, inputs), 1e-4)
 
 
+def test_a_compiled_model_is_to_be_compiled_again_with_low_rank_updates(build, make_inputs):
+    model, inputs = build("GPT", num_layers=1), make_inputs("GPT")
+    train(model, inputs)
+    layers = keras_seq.enable_lora(model, 2)
+    before = {id(weight): weight.numpy() for weight in model.non_trainable_variables}
+    with pytest.raises(ValueError, match=r"compile\(\)"):
+        model.train_on_batch(inputs, np.ones((3, 7), "int32"))
+    train(model, inputs)
+    for weight in model.non_trainable_variables:
+        if "seed" not in weight.path:
+            np.testing.assert_array_equal(weight, before[id(weight)])
+    assert all(np.any(layer.lora_kernel_b.numpy()) for layer in layers)
+
+
 def test_generation_sees_an_update_that_came_after_its_trace(build, make_inputs, randomized):
     model, inputs = randomized(build("GPT")), make_inputs("GPT")
     before = model.generate(inputs, 3, -1)["scores"]
