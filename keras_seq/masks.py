@@ -69,6 +69,12 @@ def up_to(position_b, length):
     return ops.expand_dims(ops.arange(length), 0)[None] <= position_b[:, None, None]
 
 
+def first_real(padding_mask_bs):
+    """Only the first real position may be seen: where one who reads backwards ends. As `last_real`."""
+    real_bs = ops.cast(padding_mask_bs, "bool")
+    return ops.expand_dims((places(real_bs) == 0) & real_bs, 1)
+
+
 def last_real(padding_mask_bs):
     """Only the last real position may be seen: the one context vector of a whole sentence.
 

@@ -9,7 +9,7 @@ from keras import ops
 from keras_seq import backend
 from keras_seq.attention import attend
 from keras_seq.cells import CELLS, as_computed
-from keras_seq.masks import last_real
+from keras_seq.masks import first_real, last_real
 
 
 def _check(layer, hidden_dim, num_layers, cell):
@@ -120,7 +120,8 @@ class RecurrentDecoder(keras.layers.Layer):
     """Writes a sentence with stacked LSTMs or GRUs, asking the source before each step: s_t = cell(y_t, c_t, s_(t-1)).
 
     With a score, c_t is recomputed at each step from the decoder's state against every encoder output (Bahdanau et al.
-    2015, section 3.1); without one, it is the encoder's last output at every step (Cho et al. 2014, section 2.1); with
+    2015, section 3.1); without one, it is the encoder's last output at every step (Cho et al. 2014, section 2.1), that
+    is the state after all of the sentence, from whichever end it was read; with
     `feed_context=False` nothing but the first state tells of the source (Sutskever et al. 2014, section 2). With
     `input_feeding` the decoder asks after the step, of s_t, and its output tanh(W [c_t; s_t]) is given to the next step
     beside the token (Luong et al. 2015, section 3.3).
@@ -139,6 +140,7 @@ class RecurrentDecoder(keras.layers.Layer):
         feed_context: give c_t to the cell.
         dropout: share of each layer's input dropped in training, the same units at every step.
         input_feeding: give the last step's output to the cell, in the place of c_t.
+        go_backwards: the encoder's; without a score the weights then name the first position, where it ended.
 
     Raises:
         ValueError: an unknown cell, hidden_dim < 1 or num_layers < 1; input_feeding without a score or with
@@ -154,6 +156,7 @@ class RecurrentDecoder(keras.layers.Layer):
         feed_context=True,
         dropout=0.0,
         input_feeding=False,
+        go_backwards=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -168,6 +171,7 @@ class RecurrentDecoder(keras.layers.Layer):
         self.feed_context = feed_context
         self.dropout = dropout
         self.input_feeding = input_feeding
+        self.go_backwards = go_backwards
         self.cells = [CELLS[cell](hidden_dim, dtype=self.dtype_policy, name=f"cell_{i}") for i in range(num_layers)]
         self.bridges = []
         self.input_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
@@ -216,8 +220,8 @@ class RecurrentDecoder(keras.layers.Layer):
             memory: a dict of tensors with b first, the same at every step; states for the first step.
         """
         if self.score is None:
-            only_bts = ops.cast(last_real(padding_bs), outputs_bsd.dtype)
-            memory = {"context": ops.matmul(only_bts, outputs_bsd)[:, 0], "weights": only_bts[:, 0]}
+            ended_bts = first_real(padding_bs) if self.go_backwards else last_real(padding_bs)
+            memory = {"context": states[-1][0], "weights": ops.cast(ended_bts[:, 0], outputs_bsd.dtype)}
         else:
             memory = {
                 "keys": self.score.project(outputs_bsd),
@@ -288,4 +292,5 @@ class RecurrentDecoder(keras.layers.Layer):
             "feed_context": self.feed_context,
             "dropout": self.dropout,
             "input_feeding": self.input_feeding,
+            "go_backwards": self.go_backwards,
         }

@@ -29,7 +29,7 @@ class _RecurrentTranslator(GenerativeModel):
         stack = {"num_layers": self.num_layers, "cell": self.cell, "dropout": self.dropout, "dtype": dtype}
         ways = {"bidirectional": self.bidirectional, "go_backwards": go_backwards}
         self.encoder = RecurrentEncoder(self.hidden_dim, name="encoder", **ways, **stack)
-        feeding = {"feed_context": feed_context, "input_feeding": input_feeding}
+        feeding = {"feed_context": feed_context, "input_feeding": input_feeding, "go_backwards": go_backwards}
         self.decoder = RecurrentDecoder(self.hidden_dim, score=score, name="decoder", **feeding, **stack)
         self.feed_context = feed_context
         if feed_context:

@@ -118,7 +118,9 @@ def test_where_fewer_sequences_are_allowed_than_there_are_beams_the_last_are_emp
         found = [tuple(ids[:n]) for ids, n in zip(result["token_ids"][row], result["lengths"][row]) if n]
         assert sorted(found) == allowed
         for tokens, score in zip(found, result["scores"][row]):
-            assert score == pytest.approx(sum(chain.log_p(first, tokens[:i])[v] for i, v in enumerate(tokens)), abs=1e-4)
+            assert score == pytest.approx(
+                sum(chain.log_p(first, tokens[:i])[v] for i, v in enumerate(tokens)), abs=1e-4
+            )
         check_empty(result, row, len(allowed))
 
 

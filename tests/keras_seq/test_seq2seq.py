@@ -22,11 +22,22 @@ def test_one_context_vector_looks_at_the_last_real_position_only(cell, context, 
     np.testing.assert_array_equal(forward(model.attention_model)(inputs), expected)
 
 
-def test_the_context_at_every_step_is_the_encoders_last_output_and_initial_state_feeds_none(make_inputs):
+@pytest.mark.parametrize("ways", [{}, {"go_backwards": True}, {"bidirectional": True}])
+def test_the_context_at_every_step_is_the_encoders_last_output_whichever_way_it_reads(ways, make_inputs, randomized):
     inputs = make_inputs("Seq2Seq")
+    every, padding = randomized(Seq2Seq(**SIZES, context="every_step", **ways)), inputs["encoder_padding_mask"]
+    memory = every.start(without_decoder(inputs), 7)["memory"]
+    outputs = np.asarray(every.encoder(every.source_embedding(inputs["encoder_token_ids"]), padding)[0])
+    first, last = outputs[:, 0], outputs[np.arange(3), padding.sum(1) - 1]
+    half = outputs.shape[-1] // 2
+    expected = {"go_backwards": first, "bidirectional": np.concatenate([last[:, :half], first[:, half:]], -1)}
+    np.testing.assert_allclose(memory["context"], expected.get(next(iter(ways), ""), last), atol=1e-6)
+    ended = 0 if ways == {"go_backwards": True} else padding.sum(1) - 1
+    np.testing.assert_array_equal(memory["weights"], np.eye(5)[np.broadcast_to(ended, 3)])
+
+
+def test_with_its_context_as_initial_state_a_decoder_has_no_matrix_for_another():
     every, initial = Seq2Seq(**SIZES, context="every_step"), Seq2Seq(**SIZES)
-    state = every.start(without_decoder(inputs), 7)
-    np.testing.assert_allclose(state["memory"]["context"], state["states"][-1][0], atol=1e-6)
     assert hasattr(every.decoder, "context_kernel") and not hasattr(initial.decoder, "context_kernel")
 
 
