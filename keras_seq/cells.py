@@ -9,6 +9,14 @@ def as_computed(layer, variable):
     return ops.cast(variable, layer.compute_dtype)
 
 
+def _orthogonal(layer):
+    if layer.variable_dtype == "float32":
+        return "orthogonal"
+    # Keras draws in the variable's dtype, and the decomposition that it needs knows no bfloat16.
+    draw = keras.initializers.Orthogonal()
+    return lambda shape, dtype=None: ops.cast(draw(shape, "float32"), dtype)
+
+
 @keras.saving.register_keras_serializable("keras_seq")
 class LSTMCell(keras.layers.Layer):
     """One step of a long short-term memory: c' = f c + i tanh(.), h' = o tanh(c').
@@ -43,7 +51,7 @@ class LSTMCell(keras.layers.Layer):
     def build(self, x_shape):
         self.kernel = self.add_weight(shape=(x_shape[-1], self.gates), initializer="glorot_uniform", name="kernel")
         self.recurrent_kernel = self.add_weight(
-            shape=(self.units, self.gates), initializer="orthogonal", name="recurrent_kernel"
+            shape=(self.units, self.gates), initializer=_orthogonal(self), name="recurrent_kernel"
         )
 
         def forget_one(shape, dtype=None):
@@ -103,7 +111,7 @@ class GRUCell(keras.layers.Layer):
     def build(self, x_shape):
         self.kernel = self.add_weight(shape=(x_shape[-1], self.gates), initializer="glorot_uniform", name="kernel")
         self.recurrent_kernel = self.add_weight(
-            shape=(self.units, self.gates), initializer="orthogonal", name="recurrent_kernel"
+            shape=(self.units, self.gates), initializer=_orthogonal(self), name="recurrent_kernel"
         )
         self.bias = self.add_weight(shape=(2, self.gates), initializer="zeros", name="bias")
 

@@ -23,6 +23,15 @@ def test_a_cell_equals_keras_cell(cell, randomized):
         np.testing.assert_allclose(ops.convert_to_numpy(one), ops.convert_to_numpy(other), atol=1e-5)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_is_made_in_bfloat16_too(cell):
+    ours = CELLS[cell](5, dtype="bfloat16")
+    new = ours(ops.cast(X, "bfloat16"), [ops.zeros((3, 5), "bfloat16")] * ours.num_states)
+    assert keras.backend.standardize_dtype(new[0].dtype) == "bfloat16"
+    kernel = ops.convert_to_numpy(ops.cast(ours.recurrent_kernel, "float32"))
+    np.testing.assert_allclose(kernel @ kernel.T, np.eye(5), atol=0.03)
+
+
 def test_the_forget_gate_starts_open():
     cell = LSTMCell(3)
     cell.build((None, 2))
