@@ -15,7 +15,9 @@ def most_frequent(lines, kind, vocabulary_size, min_frequency, lowercase):
         line = lower(line) if lowercase else line
         counts.update(line if kind == "char" else line.split())
     special = ["<pad>", "<s>", "</s>", "<unk>"]
-    tokens = [token for token in counts if counts[token] >= min_frequency and token not in special]
+    # Nor is a word of the text a token if a vocabulary that has it takes it for one of these.
+    taken = {name for names in SPECIAL_TOKENS.values() for name in names}
+    tokens = [token for token in counts if counts[token] >= min_frequency and token not in taken]
     tokens.sort(key=lambda token: (-counts[token], token))
     return special + tokens[: vocabulary_size - len(special)]
 

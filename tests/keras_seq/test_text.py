@@ -562,6 +562,14 @@ def test_trained_vocabularies_begin_with_their_special_tokens(wordpiece, bpe, ch
     assert (wordpiece.unknown_token_id, wordpiece.mask_token_id, word.mask_token_id) == (1, 4, None)
 
 
+def test_a_word_of_the_text_takes_no_special_tokens_place():
+    lines = ["he wrote [PAD] and [UNK] , [CLS] [SEP] [MASK] <mask> <|endoftext|> here"] * 2
+    tokenizer = keras_seq.train_tokenizer(lines, "word", 50)
+    ids = [getattr(tokenizer, f"{role}_token_id") for role in ("pad", "start", "end", "unknown", "mask")]
+    assert ids == [0, 1, 2, 3, None]
+    assert tokenizer.detokenize([[*tokenizer.tokenize("he wrote here").numpy().tolist(), 0]]) == [b"he wrote here"]
+
+
 @pytest.mark.parametrize("kind, size", [("wordpiece", 7), ("wordpiece", 83), ("bpe", 269), ("char", 11), ("word", 13)])
 def test_a_trained_vocabulary_is_as_large_as_asked_for(kind, size):
     tokenizer = text.train_tokenizer(iter(LINES * 5), kind, size)
