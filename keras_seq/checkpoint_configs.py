@@ -16,6 +16,8 @@ def architecture_name(config, tensors, place):
     if not names:
         raise ValueError(f"load_checkpoint needs model_type in {tuple(FAMILIES)}, got {kind!r} in {place}.")
     if asked:
+        if not isinstance(asked, list):
+            raise ValueError(f"load_checkpoint needs a list of architectures, got {asked!r} in {place}.")
         known = [name for name in asked if name in names]
         if not known:
             raise ValueError(f"load_checkpoint needs architectures in {names}, got {asked} in {place}.")

@@ -212,7 +212,10 @@ FAMILIES = {
 
 
 def _labels(config):
-    return len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)
+    count = len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)
+    if count == 1:
+        raise ValueError("load_checkpoint needs two labels or more in id2label, got 1: a head that tells a number.")
+    return count
 
 
 def _head_dropout(arguments, config):
@@ -301,8 +304,10 @@ ARCHITECTURES = {
     "BertForQuestionAnswering": Architecture(
         "bert",
         BERTSpanClassifier,
-        lambda arguments, config: BERTSpanClassifier(BERT(**arguments)),
+        # In transformers this head drops nothing, whatever the body does.
+        lambda arguments, config: BERTSpanClassifier(BERT(**arguments), config.get("classifier_dropout") or 0.0),
         (("qa_outputs", "span_head.dense", LINEAR),),
+        extra=lambda model: {"classifier_dropout": model.dropout},
         unused=("pooler.",),
     ),
     "BertForMultipleChoice": Architecture(

@@ -122,15 +122,23 @@ def _fill(model, architecture, tensors):
     """Every variable of a built model from its tensor."""
     family = FAMILIES[architecture.model_type]
     # Old files of BERT call a norm's weight gamma and its bias beta.
-    plain = {re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name)): name for name in tensors}
-    found = {short.removeprefix(family.prefix): (name, tensors[name]) for short, name in plain.items()}
+    found = {}
+    for name, tensor in tensors.items():
+        short = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name)).removeprefix(family.prefix)
+        if short in found:
+            raise ValueError(f"load_checkpoint needs one tensor {short!r}, got {found[short][0]!r} and {name!r}.")
+        found[short] = (tensor.called or name, tensor)
     rows = {row.theirs: row for row in rows_of(architecture, model)}
     _settle_ties(family, found, rows)
     ignored = re.compile("|".join(family.ignored))
     surplus = [name for short, (name, _) in found.items() if short not in rows and not ignored.fullmatch(short)]
-    may_lack = (*architecture.optional, *architecture.unused)
+    # A part that may lack does so as a whole: with one of its tensors the others belong to it.
+    lacks = [part for part in architecture.optional if not any(one.startswith(part) for one in found if one in rows)]
+    may_lack = (*lacks, *architecture.unused)
     missing = [short for short in rows if short not in found and not any(map(short.startswith, may_lack))]
     if missing:
+        prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
+        missing = [short if rows[short].head else prefix + short for short in missing]
         raise ValueError(f"load_checkpoint needs tensor {_list(missing)}, which the checkpoint does not have.")
     if surplus:
         raise ValueError(f"load_checkpoint knows no place for tensor {_list(surplus)} in {type(model).__name__}.")
@@ -227,10 +235,10 @@ def _list(names):
 
 
 class _Tensor:
-    """One tensor of a file, not read yet."""
+    """One tensor of a file, not read yet; `called` there where that is not the name it is kept by."""
 
-    def __init__(self, file, shape, dtype, read):
-        self.file, self.shape, self.dtype, self._read = file, tuple(shape), dtype, read
+    def __init__(self, file, shape, dtype, read, called=None):
+        self.file, self.shape, self.dtype, self._read, self.called = file, tuple(shape), dtype, read, called
 
     def read(self):
         return np.asarray(self._read()).astype("float32", copy=False)
@@ -313,9 +321,10 @@ def _cut_at(place):
             return "cut within its header"
         try:
             header = json.loads(file.read(length))
-        except ValueError:
-            return "without a header"
-    ends = {name: 8 + length + one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"}
+            parts = {name: one for name, one in header.items() if name != "__metadata__"}
+            ends = {name: 8 + length + int(one["data_offsets"][1]) for name, one in parts.items()}
+        except (ValueError, AttributeError, TypeError, KeyError, IndexError):
+            return "without a header of tensors"
     lost = sorted((end, name) for name, end in ends.items() if end > size)
     return f"cut within tensor {lost[0][1]!r}, {len(lost)} of {len(ends)} lost" if lost else "not as its header says"
 
@@ -332,7 +341,7 @@ def _google(folder):
     def read(name, transposed):
         try:
             value = file.get_tensor(name)
-        except tf.errors.OpError as error:
+        except (tf.errors.OpError, IndexError) as error:
             raise ValueError(f"load_checkpoint cannot read tensor {name!r} of {GOOGLE_WEIGHTS}: {error}") from error
         return value.T if transposed else value
 
@@ -349,6 +358,7 @@ def _google(folder):
             shape[::-1] if kernel else shape,
             dtypes[name].name,
             lambda name=name, kernel=kernel: read(name, kernel),
+            name,
         )
     return tensors
 

@@ -1,6 +1,8 @@
 """The files of checkpoints, read, refused and written: of the backend they say nothing, so one backend runs them."""
 
 import json
+import re
+import struct
 
 import keras
 import numpy as np
@@ -81,13 +83,14 @@ def test_an_old_files_names_and_tied_tensors_are_understood(copy):
         tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"].copy()
         tensors["bert.embeddings.position_ids"] = np.arange(23)[None]
         tensors["cls.seq_relationship.weight"] = np.full((2, 12), 0.5, "float32")
+        tensors["cls.seq_relationship.bias"] = np.full(2, 0.25, "float32")
         return tensors
 
     model = load_checkpoint(retensor(copy("bert_masked_lm"), old))
     for one, other in zip(model.backbone.weights[:7], loaded("bert_masked_lm").backbone.weights[:7]):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(model.next_sentence_head.dense.kernel, np.full((12, 2), 0.5))
-    np.testing.assert_array_equal(model.next_sentence_head.dense.bias, np.zeros(2))
+    np.testing.assert_array_equal(model.next_sentence_head.dense.bias, np.full(2, 0.25))
 
 
 def test_float16_is_read(copy):
@@ -142,6 +145,12 @@ def test_googles_checkpoint_gives_the_same_model(copy):
     model = load_checkpoint(folder)
     for one, other in zip(model.weights, loaded("bert_pre_training").weights):
         np.testing.assert_array_equal(one, other)
+    data = folder / "bert_model.ckpt.data-00000-of-00001"
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-2000])
+    with pytest.raises(ValueError, match=r"cannot read tensor '.*' of bert_model\.ckpt"):
+        load_checkpoint(folder)
+    data.write_bytes(whole)
     (folder / "bert_model.ckpt.index").unlink()
     with pytest.raises(ValueError, match=r"needs bert_model\.ckpt\.index and \.data-\* in"):
         load_checkpoint(folder)
@@ -158,8 +167,15 @@ def with_tensor(name, value):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (without("transformer.h.1.mlp.c_fc.bias"), r"needs tensor 'h\.1\.mlp\.c_fc\.bias', which the checkpoint"),
+        (
+            without("transformer.h.1.mlp.c_fc.bias"),
+            r"needs tensor 'transformer\.h\.1\.mlp\.c_fc\.bias', which the check",
+        ),
         (with_tensor("h.2.ln_1.bias", np.zeros(12, "float32")), r"no place for tensor 'h\.2\.ln_1\.bias' in GPT"),
+        (
+            with_tensor("wte.weight", np.zeros((31, 12), "float32")),
+            r"needs one tensor 'wte\.weight', got '(transformer\.)?wte\.weight' and '(transformer\.)?wte\.weight'",
+        ),
         (
             with_tensor("transformer.wpe.weight", np.zeros((22, 12), "float32")),
             r"needs shape \(23, 12\) for tensor 'transformer\.wpe\.weight', got \(22, 12\) in model\.safetensors",
@@ -177,6 +193,41 @@ def with_tensor(name, value):
 def test_a_tensor_that_does_not_fit_is_named(changed, message, copy):
     with pytest.raises(ValueError, match=message):
         load_checkpoint(retensor(copy("gpt2"), changed))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("BertForMaskedLM", "bert.pooler.dense.bias"),
+        ("BertForMaskedLM", "cls.seq_relationship.weight"),
+        ("BertForNextSentencePrediction", "cls.predictions.transform.dense.weight"),
+    ],
+)
+def test_a_head_that_is_not_asked_for_is_there_whole_or_not_at_all(kind, name, copy):
+    folder = retensor(change(copy("bert_pre_training"), architectures=[kind]), without(name))
+    with pytest.raises(ValueError, match=rf"needs tensor '{re.escape(name)}', which the checkpoint does not have"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("header", ["[1]", '{"a": 1}', '{"a": {"dtype": "F32", "shape": [1]}}'])
+def test_a_header_of_something_else_is_named(header, copy):
+    folder = copy("gpt2")
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(64))
+    with pytest.raises(ValueError, match=r"needs whole files, got model\.safetensors without a header of tensors"):
+        load_checkpoint(folder)
+
+
+def test_a_head_of_one_label_is_refused_by_the_key(copy):
+    with pytest.raises(ValueError, match="needs two labels or more in id2label, got 1"):
+        load_checkpoint(change(copy("bert_classifier"), id2label={"0": "LABEL_0"}))
+    with pytest.raises(ValueError, match="needs a list of architectures, got 5 in"):
+        load_checkpoint(change(copy("gpt2"), architectures=5))
+
+
+def test_the_dropout_of_a_span_head_comes_back(tmp_path):
+    bert = keras_seq.BERT(13, 1, 2, 6, 7)
+    save_checkpoint(keras_seq.BERTSpanClassifier(bert, dropout=0.25), tmp_path)
+    assert load_checkpoint(tmp_path).dropout == 0.25
 
 
 def test_masks_that_old_files_of_gpt2_hold_are_no_weights(copy):
