@@ -319,10 +319,12 @@ def answers_for(
 
 
 def _labels(model: Any, labels: list[str] | None) -> list[str]:
-    labels = [str(i) for i in range(model.num_classes)] if labels is None else list(labels)
-    if len(labels) != model.num_classes:
-        raise ValueError(f"export_model needs {model.num_classes} labels, one a class, got {len(labels)}: {labels!r}.")
-    return labels
+    # As text: of classes that are numbers a tensor of numbers is made, which Classify refuses.
+    given = range(model.num_classes) if labels is None else labels
+    names = [label.decode() if isinstance(label, bytes) else str(label) for label in given]
+    if len(names) != model.num_classes:
+        raise ValueError(f"export_model needs {model.num_classes} labels, one a class, got {len(names)}: {names!r}.")
+    return names
 
 
 def _fits(tokenizer: Any, size: int, which: str, *tokens: str, added: int = 0) -> None:

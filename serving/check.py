@@ -255,6 +255,10 @@ def _signature_problems(graph: Any, signatures: dict) -> Iterator[str]:
         definition = graph.signature_def[name]
         for side, infos in (("input", definition.inputs), ("output", definition.outputs)):
             yield from _tensor_problems(name, side, infos.items())
+        if definition.method_name == "tensorflow/serving/classify":
+            for key, dtype in (("classes", "string"), ("scores", "float32")):
+                if key in definition.outputs and (found := _dtype(definition.outputs[key].dtype)) != dtype:
+                    yield f"output {key} of {name} is {found}, where Classify needs {dtype}"
 
 
 def _tensor_problems(signature: str, side: str, infos: Iterable) -> Iterator[str]:

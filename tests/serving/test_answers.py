@@ -275,3 +275,10 @@ def test_what_does_not_fit_is_named():
     classifier = build("classifier")
     with pytest.raises(ValueError, match=r"needs 3 labels, one a class, got 2: \['a', 'b'\]"):
         answers_for(**{**classifier, "labels": ["a", "b"]})
+
+
+def test_labels_that_are_numbers_are_answered_as_text():
+    given = answers_for(**{**build("classifier"), "labels": np.array([4, 5, 6])})
+    assert given.labels == ["4", "5", "6"]
+    assert set(given.classify(texts(TEXTS))[0].numpy()) <= {b"4", b"5", b"6"}
+    assert answers_for(**{**build("classifier"), "labels": [b"a", "b", 7]}).labels == ["a", "b", "7"]

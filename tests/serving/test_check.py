@@ -97,6 +97,20 @@ def test_a_default_signature_of_two_inputs_is_a_problem(tmp_path):
     assert "not exactly one input and one output" in found
 
 
+def test_classes_that_are_no_text_and_scores_that_are_no_floats_are_a_problem(tmp_path):
+    def function(text):
+        return {"classes": tf.strings.length(text)[:, None], "scores": tf.strings.length(text)[:, None]}
+
+    problems(tmp_path, function, TEXT)
+    file = tmp_path / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    saved.meta_graphs[0].signature_def["serving_default"].method_name = "tensorflow/serving/classify"
+    file.write_bytes(saved.SerializeToString())
+    found = check(tmp_path).problems
+    assert "output classes of serving_default is int32, where Classify needs string" in found
+    assert "output scores of serving_default is int32, where Classify needs float32" in found
+
+
 def written(folder, *operations, signature=("x", 1, [-1]), **more):
     """A SavedModel written by hand: these operations in a chain, and one signature of the last one's output."""
     key, dtype, sizes = signature
