@@ -218,10 +218,21 @@ def _function(answers: Any, signature: Signature) -> Any:
     ]
 
     def call(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        with tf.control_dependencies(_same_rows(signature.inputs, inputs)):
+            inputs = tuple(map(tf.identity, inputs))
         values = getattr(answers, signature.function)(*inputs)
         return {name: tf.identity(value, name) for name, value in zip(signature.outputs, values, strict=True)}
 
     return tf.function(call, autograph=False).get_concrete_function(*specs)
+
+
+def _same_rows(names: tuple[str, ...], inputs: tuple[tf.Tensor, ...]) -> list[tf.Operation]:
+    """Checks in the graph that all inputs have as many rows as the first: one row would be spread over the others'."""
+    rows = [tf.shape(one)[0] for one in inputs]
+    return [
+        tf.debugging.assert_equal(count, rows[0], f"{name} needs a row for each of {names[0]}")
+        for name, count in zip(names[1:], rows[1:])
+    ]
 
 
 def _set_methods(staging: Path, signatures: dict[str, Signature]) -> None:

@@ -19,7 +19,7 @@ import keras_seq
 from serving import export_model, reload
 from serving.answers import answers_for
 from serving.check import check
-from serving.client import Client
+from serving.client import Client, ServingError
 from serving.export import ExportError, _compare, export_run
 from serving.model_server.model_config import ModelSettings
 from serving.model_server.server import ModelServer
@@ -151,6 +151,15 @@ def test_classify_examples_are_answered_as_their_text(clients):
     plain = grpc.predict("classifier", ["the old cook"], "probabilities")
     assert told["classes"] == plain["labels"] == [["bad", "good", "neither"]]
     np.testing.assert_allclose(told["scores"], plain["probabilities"], atol=1e-6)
+
+
+def test_inputs_of_other_numbers_of_rows_are_refused_either_way(clients):
+    rest, grpc, _ = clients
+    for client in (rest, grpc):
+        for text, translation in (["a"], ["le", "vieux"]), (["a", "b"], ["le"]):
+            with pytest.raises(ServingError, match="translation needs a row for each of text") as told:
+                client.predict("transformer", {"text": text, "translation": translation}, "score")
+            assert told.value.code == "INVALID_ARGUMENT"
 
 
 @pytest.mark.parametrize("name", NAMES)
