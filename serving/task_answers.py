@@ -52,17 +52,24 @@ class TokenTagger(BERTText):
 
     def tag(self, text: tf.Tensor) -> tuple:
         """Tokens, their labels, and their first and next byte in the text, each (b, t)."""
-        parts = [part[:, : self.limit - 2] for part in self.tokenizer.tokenize_with_offsets(text)]
-        ids = parts[0]
+        all_ids, all_starts, all_ends = self.tokenizer.tokenize_with_offsets(text)
+        ids = all_ids[:, : self.limit - 2]
         inputs, _ = self._inputs(ids)
         best_bt = tf.argmax(self.model(inputs, training=False), axis=-1, output_type=tf.int32)[:, 1:-1]
         best = tf.RaggedTensor.from_tensor(best_bt, lengths=ids.row_lengths())
         # A row's first sub-word begins a word, whatever it is.
-        first = tf.ragged.range(ids.row_lengths()).values == 0
-        begins = ids.with_values(first | tf.gather(tf.constant(self.begins_v), ids.values))
-        last = tf.concat([begins.values, [True]], 0)[1:]  # before what begins, the next row's first too
-        starts, labels = (Rows(tf.ragged.boolean_mask(one, begins)) for one in (parts[1], best))
-        ends = Rows(tf.ragged.boolean_mask(parts[2], begins.with_values(last)))
+        places = tf.ragged.range(all_ids.row_lengths())
+        begins = (places.values == 0) | tf.gather(tf.constant(self.begins_v), all_ids.values)
+        last = tf.concat([begins, [True]], 0)[1:]  # before what begins, the next row's first too
+        begins = all_ids.with_values(begins)
+        labels = Rows(tf.ragged.boolean_mask(best, begins[:, : self.limit - 2]))
+        # A word that the model reads the beginning of is told whole.
+        read = begins.with_values(begins.values & (places.values < self.limit - 2))
+        starts = Rows(tf.ragged.boolean_mask(all_starts, read))
+        ends = tf.ragged.boolean_mask(all_ends, begins.with_values(last))
+        words = tf.ragged.range(ends.row_lengths())
+        told = words.values < tf.gather(tf.cast(labels.lengths, words.dtype), words.value_rowids())
+        ends = Rows(tf.ragged.boolean_mask(ends, words.with_values(told)))
         tokens_bt = _cut(text, starts.ids, ends.ids)
         labels_bt = tf.where(labels.mask, tf.gather(tf.constant(self.labels), labels.ids), "")
         return tokens_bt, labels_bt, starts.ids, ends.ids

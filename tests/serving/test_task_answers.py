@@ -98,6 +98,19 @@ def test_only_what_the_model_reads_of_a_text_is_told(answers, call):
     assert tokens.shape[1] == sum(not token.startswith("##") for token in shown) > 11
 
 
+def test_a_word_that_the_model_reads_the_beginning_of_is_told_whole(answers, call):
+    text, read = LONG.encode(), answers["token_classifier"].tokenizer.tokenize(LONG).numpy()
+    halves = 0
+    for size in range(1, 11):  # one of them ends within the word behind
+        given = answers_for(answers["token_classifier"].model, answers["token_classifier"].tokenizer, labels=TAGS)
+        given.limit = size + 2
+        tokens, _, _, ends = (one.numpy()[0] for one in given.tag(tf.constant([LONG, "a cat"])))
+        halves += answers["token_classifier"].tokenizer.id_to_token(int(read[size])).startswith("##")
+        assert text[ends[len(tokens) - 1] :][:1] in (b" ", b""), (size, tokens)
+        assert text.startswith(b" ".join(token for token in tokens if token))
+    assert halves
+
+
 # ---- Spans ---------------------------------------------------------------------------------------------------------
 
 
