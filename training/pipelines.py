@@ -370,5 +370,7 @@ def places_of(given: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     place = {label: i for i, label in enumerate(labels)}
     for label in given:
         if label not in place:
-            raise ValueError(f"A label needs an example to train on, of {', '.join(labels)}, got {label!r}.")
+            raise ValueError(
+                f"The label {label!r} has no example to train on: those that have are {', '.join(labels)}."
+            )
     return np.array([place[label] for label in given], "int32")

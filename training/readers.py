@@ -127,7 +127,12 @@ def _jsonl(path: str, columns: list[str]) -> Iterator[Any]:
                 row = json.loads(line)
                 yield _fields(row, columns)
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number} needs an object with {columns}, got {line[:60]!r}") from error
+                raise _no_row(path, number, columns, line, error) from error
+
+
+def _no_row(path: str, number: int, columns: list[str], line: str, error: Exception) -> ValueError:
+    why = f"no {error}" if isinstance(error, KeyError) else error
+    return ValueError(f"{path}, line {number} needs an object with {columns}, got {line[:60]!r}: {why}")
 
 
 def _jsonl_choices(path: str, columns: list[str]) -> Iterator[Choice]:
@@ -139,10 +144,14 @@ def _jsonl_choices(path: str, columns: list[str]) -> Iterator[Choice]:
                 if not isinstance(choices, list):
                     raise TypeError(f"choices is {type(choices).__name__}")
                 texts = [_as_text(columns[1], choice) for choice in choices]
-                # As text and back: neither 1.9 nor true is the number of a choice.
-                one = Choice(_as_text(columns[0], prompt), texts, range(len(texts)).index(int(str(label))))
+                # As text: neither 1.9 nor true is the number of a choice.
+                if str(label) not in map(str, range(len(texts))):
+                    raise ValueError(
+                        f"{columns[2]} {label!r} is not the number, from 0, of one of {len(texts)} choices"
+                    )
+                one = Choice(_as_text(columns[0], prompt), texts, int(label))
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number} needs an object with {columns}, got {line[:60]!r}") from error
+                raise _no_row(path, number, columns, line, error) from error
             yield one
 
 

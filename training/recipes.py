@@ -145,6 +145,8 @@ class Recipe:
             rule = ">= 0" if field.name in MAY_BE_ZERO else "> 0"
             if not (math.isfinite(value) and (value > 0 or (value == 0 and field.name in MAY_BE_ZERO))):
                 raise RecipeError(f"A recipe needs {field.name} {rule}, got {field.name}={value!r}.")
+        if self.max_sequence_length < 2:  # one would be the end token alone
+            raise RecipeError(f"A recipe needs max_sequence_length >= 2, got {self.max_sequence_length!r}.")
         for name in ("label_smoothing", "ema_momentum"):
             if not (getattr(self, name) or 0.0) < 1:
                 raise RecipeError(f"A recipe needs {name} < 1, got {name}={getattr(self, name)!r}.")

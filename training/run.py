@@ -23,7 +23,7 @@ import keras_seq
 from keras_seq.packing import NUM_TASK_TOKENS
 from keras_seq.text import load_tokenizer, train_tokenizer
 from training import fine_tuning, gpt_tasks, pipelines, strategies
-from training.checkpointing import Checkpoints
+from training.checkpointing import Checkpoints, folders
 from training.corpora import corpus_of
 from training.feed import Feed, reason
 from training.files import read_json, remove, write_beside, write_json
@@ -274,6 +274,8 @@ def _fit(recipe: Recipe, folder: Path, resume: bool, progress: bool, tensorboard
     read = corpus_of(recipe).read
     examples = read("train", recipe.train_examples, recipe.seed)
     validation = read("validation", recipe.evaluate_examples, recipe.seed + 1)
+    if recipe.files:  # what comes last is not to fail after all the work
+        read("test", 1, recipe.seed + 1)
     folder.mkdir(parents=True, exist_ok=True)
     if fresh := not (folder / "recipe.json").exists():
         _begin(recipe, folder, examples)
@@ -281,15 +283,15 @@ def _fit(recipe: Recipe, folder: Path, resume: bool, progress: bool, tensorboard
     with devices.scope():
         with _taken_back(folder, fresh):
             model = build_model(recipe, *tokenizers, labels)
-        run = Run(folder, recipe, model, *tokenizers, labels)
-        trained = model.packed_model if recipe.pack_documents else model
-        compile_model(recipe, trained, devices)
-        trained.optimizer.build(trained.trainable_variables)  # left to the first step, that step would be traced twice
-        kept = Checkpoints(recipe, folder, started)
-        kept.set_model(trained)
-        kept.restore(trained)
-        if not kept.done:
-            _train(run, trained, kept, examples, validation, progress, tensorboard, devices)
+            run = Run(folder, recipe, model, *tokenizers, labels)
+            trained = model.packed_model if recipe.pack_documents else model
+            compile_model(recipe, trained, devices)
+            trained.optimizer.build(trained.trainable_variables)  # left to the first step, that would be traced twice
+            kept = Checkpoints(recipe, folder, started)
+            kept.set_model(trained)
+            kept.restore(trained)
+            if not kept.done:
+                _train(run, trained, kept, examples, validation, progress, tensorboard, devices)
         kept.take_final_weights()
     write_json(folder / "metrics.json", _measures(kept, model))
     plain = _without_optimizer(model)
@@ -311,12 +313,14 @@ def _begin(recipe: Recipe, folder: Path, examples: Any) -> None:
 
 @contextlib.contextmanager
 def _taken_back(folder: Path, fresh: bool) -> Iterator[None]:
-    """Removes what `_begin` wrote where no model can be made: the recipe is to be mended, and fit again."""
+    """Removes what `_begin` wrote where no model can be made, or an example is wrong before there is a checkpoint: the
+    recipe or the file is to be mended, and fit again."""
     try:
         yield
     except ValueError:
-        for name in BEGINNING if fresh else ():
-            remove(folder / name)
+        if fresh and not folders(folder):
+            for name in BEGINNING:
+                remove(folder / name)
         raise
 
 

@@ -116,6 +116,7 @@ def test_a_setting_that_is_no_yaml_or_has_a_key_twice_is_refused(key, value):
             "gpt reads lines, documents or text, got corpus='grammar-pairs', which holds pairs.",
         ),
         (lambda: PLAIN.replace(steps=0), "A recipe needs steps > 0, got steps=0."),
+        (lambda: PLAIN.replace(max_sequence_length=1), "A recipe needs max_sequence_length >= 2, got 1."),
         (lambda: PLAIN.replace(train_examples=0), "A recipe needs train_examples > 0, got train_examples=0."),
         (lambda: PLAIN.replace(seed=-1), "A recipe needs seed >= 0, got seed=-1."),
         (lambda: PLAIN.replace(label_smoothing=1), "A recipe needs label_smoothing < 1, got label_smoothing=1.0."),

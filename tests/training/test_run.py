@@ -366,6 +366,26 @@ def test_packed_documents_have_the_loss_of_the_same_documents_one_by_one(tiny_ru
     assert not [name for name in values if "grammar" in name]  # which knows sentences, not documents
 
 
+def test_what_is_wrong_in_a_file_is_told_before_the_work_and_the_folder_is_free_again(tiny_run, tmp_path):
+    one = tiny_run("bert-classify")
+    for name, content in {"good": "a cat\tpets\nle mot\twords\n" * 7, "odd": "a cat\tother\n", "empty": ""}.items():
+        (tmp_path / name).write_text(content)
+    files = {split: str(tmp_path / "good") for split in ("train", "validation", "test")}
+    recipe = one.recipe.replace(corpus="tsv-labelled", files=files, steps=2, steps_per_epoch=2)
+    for changes, error, message in (
+        ({"files.test": str(tmp_path / "absent")}, FileNotFoundError, "needs the file .*absent, which is not there"),
+        ({"files.test": str(tmp_path / "empty")}, ValueError, "There is no example in .*empty, the files of test"),
+        (
+            {"files.validation": str(tmp_path / "odd")},
+            ValueError,
+            "The label 'other' has no example to train on: those .*pets",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            fit(recipe.replace(**changes), tmp_path / "run")
+    assert fit(recipe, tmp_path / "run").labels == ["pets", "words"]
+
+
 @pytest.mark.parametrize(("architecture", "corpus", "content"), [
     ("transformer", "tsv-pairs", "the dog {i}\tle chien {i}\n"),
     ("gpt", "text-lines", "the dog {i}\n"),
